@@ -1,0 +1,1 @@
+"""Facts: what to forget, what to keep, how each is asked, and how a prompt is corrupted."""

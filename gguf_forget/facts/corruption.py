@@ -1,0 +1,72 @@
+"""Corrupted prompts: the same phrasing about another subject, of equal token length.
+
+Activation patching compares a prompt that names the subject with one that does not; both need the same length
+so that positions correspond ("How to use and interpret activation patching", arXiv 2404.15255, section 2).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.tokens import Example, Tokenize, split_tokens
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean and a corrupted prompt of equal length, and the first tokens that tell them apart.
+
+    ``distractors`` are the first tokens of wrong answers; none equals ``answer``.
+    """
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    answer: int
+    distractors: tuple[int, ...]
+    fact: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    pairs: tuple[Pair, ...]
+    unpaired: int  # phrasings for which no other subject has the same length
+    undecidable: int  # phrasings whose distractors all begin with the answer's own first token
+
+
+def build_pairs(
+    facts: Sequence[Fact], examples: Sequence[Example], tokenize: Tokenize, *, seed: int, limit: int | None = None
+) -> Pairs:
+    """One pair for each example that has a partner of equal length in its own relation and phrasing.
+
+    ``limit`` draws that many examples (seeded). Partners are drawn from both splits, seeded; the partner's answer
+    must begin with another token than the clean one's, or the pair would not tell the two apart.
+    """
+    generator = random.Random(seed)
+    pools: dict[tuple[str, int, int], list[Example]] = defaultdict(list)
+    for example in examples:
+        pools[(facts[example.fact].relation, example.phrasing, example.answer_start)].append(example)
+    chosen = list(examples)
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[index] for index in sorted(generator.sample(range(len(chosen)), limit))]
+    pairs, unpaired, undecidable = [], 0, 0
+    for example in chosen:
+        fact = facts[example.fact]
+        prompt = fact.prompts[example.phrasing]
+        partners = [
+            other
+            for other in pools[(fact.relation, example.phrasing, example.answer_start)]
+            if other.answer[0] != example.answer[0] and other.prompt != example.prompt
+        ]
+        firsts = {split_tokens(prompt, wrong, tokenize)[1][0] for wrong in fact.distractors}
+        distractors = tuple(sorted(firsts - {example.answer[0]}))
+        if not distractors:
+            undecidable += 1
+        elif not partners:
+            unpaired += 1
+        else:
+            partner = generator.choice(partners)
+            pairs.append(Pair(example.prompt, partner.prompt, example.answer[0], distractors, example.fact))
+    return Pairs(tuple(pairs), unpaired, undecidable)

@@ -1,0 +1,161 @@
+"""The facts file: one JSON object a line, one line a fact.
+
+A line holds ``subject``, ``relation``, ``answer``, ``distractors`` (wrong answers of the same kind), ``split``
+(``forget`` or ``retain``), ``prompts`` (phrasings that training may see; ``prompt`` for a single one) and
+``held_out_prompts`` (phrasings that only verification sees). All facts of one relation in one split list their
+phrasings in the same order: phrasing *k* of one subject is the corrupted form of phrasing *k* of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.errors import InputError
+
+SPLITS = ("forget", "retain")
+MAX_FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact with its phrasings; ``prompts`` are trained on, ``held_out_prompts`` never are."""
+
+    subject: str
+    relation: str
+    answer: str
+    distractors: tuple[str, ...]
+    split: str
+    prompts: tuple[str, ...]
+    held_out_prompts: tuple[str, ...] = ()
+
+    def phrasings(self, held_out: bool) -> tuple[str, ...]:
+        return self.held_out_prompts if held_out else self.prompts
+
+
+def continuation(prompt: str, answer: str) -> str:
+    """The text that follows ``prompt``: the answer, after a space unless the prompt ends in white space."""
+    return answer if prompt[-1:].isspace() else f" {answer}"
+
+
+def _text(record: dict[str, Any], key: str, faults: list[str], where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        faults.append(f"{where}: {key} is {value!r}, needed a non-empty string")
+        return ""
+    if "\0" in value:
+        faults.append(f"{where}: {key} holds a NUL character")
+    return value
+
+
+def _texts(record: dict[str, Any], key: str, faults: list[str], where: str) -> tuple[str, ...]:
+    value = record.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        faults.append(f"{where}: {key} is {value!r}, needed a list of non-empty strings")
+        return ()
+    return tuple(value)
+
+
+KEYS = {"subject", "relation", "answer", "distractors", "split", "prompt", "prompts", "held_out_prompts"}
+
+
+def _fact(record: Any, faults: list[str], where: str) -> Fact | None:
+    before = len(faults)
+    if not isinstance(record, dict):
+        faults.append(f"{where}: a {type(record).__name__}, needed an object with {', '.join(sorted(KEYS))}")
+        return None
+    for key in sorted(set(record) - KEYS):
+        faults.append(f"{where}: unknown key {key!r}, known are {', '.join(sorted(KEYS))}")
+    if "prompt" in record and "prompts" in record:
+        faults.append(f"{where}: both prompt and prompts, needed one of them")
+    if "prompt" in record:
+        record = {**record, "prompts": [record["prompt"]]}
+    if "relation" not in record:
+        record = {**record, "relation": "fact"}
+    subject, relation, answer = (_text(record, key, faults, where) for key in ("subject", "relation", "answer"))
+    distractors, prompts, held_out = (
+        _texts(record, key, faults, where) for key in ("distractors", "prompts", "held_out_prompts")
+    )
+    split = record.get("split")
+    if split not in SPLITS:
+        faults.append(f"{where}: split is {split!r}, needed one of {', '.join(SPLITS)}")
+    if not prompts and not held_out and len(faults) == before:
+        faults.append(f"{where}: no prompt, needed at least one in prompts")
+    if answer and answer in distractors:
+        faults.append(f"{where}: the answer {answer!r} is among its own distractors")
+    if not distractors and len(faults) == before:
+        faults.append(f"{where}: no distractors, needed at least one wrong answer of the same kind")
+    if len(faults) > before:
+        return None
+    return Fact(subject, relation, answer, distractors, str(split), prompts, held_out)
+
+
+def _check_phrasings(facts: Sequence[Fact], lines: Sequence[int], faults: list[str]) -> None:
+    first: dict[tuple[str, str], int] = {}
+    for index, fact in enumerate(facts):
+        other = first.setdefault((fact.relation, fact.split), index)
+        counts = len(fact.prompts), len(fact.held_out_prompts)
+        expected = len(facts[other].prompts), len(facts[other].held_out_prompts)
+        if counts != expected:
+            faults.append(
+                f"line {lines[index]}: {counts[0]} prompts and {counts[1]} held-out prompts, but line "
+                f"{lines[other]} of the same relation {fact.relation!r} has {expected[0]} and {expected[1]}"
+            )
+
+
+def read_facts(path: Path) -> tuple[Fact, ...]:
+    """Read a facts file; every fault of every line is reported in one :class:`InputError`."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"facts file {path} does not exist", hint="check the path in [facts]") from None
+    except OSError as error:
+        raise InputError(f"facts file {path} cannot be read", cause=str(error)) from error
+    faults: list[str] = []
+    facts: list[Fact] = []
+    lines: list[int] = []
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
+            continue
+        except (json.JSONDecodeError, RecursionError) as error:
+            faults.append(f"{where}: not JSON ({error})")
+            continue
+        fact = _fact(record, faults, where)
+        if fact is not None:
+            facts.append(fact)
+            lines.append(number)
+    if not faults:
+        _check_phrasings(facts, lines, faults)
+    if not faults:
+        for split in SPLITS:
+            if not any(fact.split == split for fact in facts):
+                faults.append(f"no fact with split {split!r}, needed at least one")
+    if faults:
+        shown = "\n  ".join(faults[:MAX_FAULTS_SHOWN])
+        more = f"\n  and {len(faults) - MAX_FAULTS_SHOWN} more" if len(faults) > MAX_FAULTS_SHOWN else ""
+        raise InputError(
+            f"facts file {path} has {len(faults)} fault{'s' if len(faults) > 1 else ''}:\n  {shown}{more}",
+            hint="one JSON object a line with subject, answer, distractors, split and prompts",
+        )
+    return tuple(facts)
+
+
+def dump_facts(facts: Iterable[Fact]) -> bytes:
+    """The facts as the bytes of a facts file: one sorted JSON object a line, UTF-8."""
+    lines = (json.dumps(asdict(fact), ensure_ascii=False, sort_keys=True) for fact in facts)
+    return "".join(f"{line}\n" for line in lines).encode("utf-8")
+
+
+def facts_hash(facts: Iterable[Fact]) -> str:
+    """SHA-256 of :func:`dump_facts`, so that the order of keys or spacing in the file does not matter."""
+    return hashlib.sha256(dump_facts(facts)).hexdigest()

@@ -1,0 +1,33 @@
+"""Block grids of GGUF: bytes to (codes, scale, offset) and back. numpy only, no files.
+
+A new block type is one file beside these and one line in ``CODECS``.
+"""
+
+from __future__ import annotations
+
+from gguf_forget.errors import UnsupportedError
+from gguf_forget.grids import q4_0, q4_k, q5_0, q6_k, q8_0
+from gguf_forget.grids.layout import Codec, Levels
+from gguf_forget.grids.nearest import nearest_codes
+
+CODECS: dict[str, Codec] = {
+    "Q4_0": q4_0.CODEC,
+    "Q5_0": q5_0.CODEC,
+    "Q8_0": q8_0.CODEC,
+    "Q4_K": q4_k.CODEC,
+    "Q6_K": q6_k.CODEC,
+}
+
+
+def codec_for(type_name: str) -> Codec:
+    """The codec of a ggml type name such as ``"Q4_K"``. Raises UnsupportedError for any other type."""
+    try:
+        return CODECS[type_name]
+    except KeyError:
+        raise UnsupportedError(
+            f"block type {type_name!r} has no codec, one of {', '.join(CODECS)} is needed",
+            hint="quantize to a mix that uses only these types",
+        ) from None
+
+
+__all__ = ["CODECS", "Codec", "Levels", "codec_for", "nearest_codes"]

@@ -1,0 +1,41 @@
+"""Q4_0: 32 weights in 18 bytes, ``weight = d * (code - 8)``, codes 0…15. Source: ggml's ``block_q4_0``.
+
+    byte   0     1   2              …             17
+         ┌─────────┬────────────────────────────────┐
+         │ d  f16  │ qs[16]                         │
+         └─────────┴────────────────────────────────┘
+    qs[j]   bits 3…0: code of weight j      bits 7…4: code of weight j + 16      (j = 0…15)
+
+``d`` may be negative: llama.cpp gives the weight of largest magnitude code 0, so its sign goes into d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+
+
+def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+    nibbles = blocks[:, 2:]  # [blocks, 16]
+    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1).astype(np.int16)
+    scale = read_float16(blocks, 0)
+    return codes, scale, np.float32(-8) * scale
+
+
+def _pack(blocks: Bytes, codes: Codes) -> None:
+    quads = codes.astype(np.uint8)
+    blocks[:, 2:] = quads[:, :16] | quads[:, 16:] << 4
+
+
+CODEC = Codec(
+    name="Q4_0",
+    block_size=32,
+    block_bytes=18,
+    sub_block=32,
+    lowest=0,
+    highest=15,
+    zero_code=8,
+    unpack=_unpack,
+    pack=_pack,
+)

@@ -1,0 +1,251 @@
+"""Quantizing a GGUF with llama.cpp's own quantizer, and asking it which type each tensor would get.
+
+The policy (which tensor gets which type in a mix such as Q4_K_M) lives in llama.cpp and changes there. It is
+never written again here: :func:`plan` reads it from a dry run of the very function that :func:`quantize`
+calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, LlamaError, UnsupportedError
+from .library import captured_log, load
+
+# llama_ftype values (llama.h)
+FILE_TYPES: dict[str, int] = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q3_K_L": 13,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_S": 16,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+}
+
+# "[   3/ 272] blk.0.ffn_up.weight  - [ 576, 1536,    1,    1], type =    f32, size =   3.38 MiB -> 0.59 MiB (q5_0)"
+_DRY_RUN_LINE = re.compile(
+    r"\[ *\d+/ *(?P<total>\d+)\] (?P<name>\S+) +- \[(?P<shape>[\d, ]+)\], type = +(?P<source>\w+), "
+    r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<target>\w+)\))?"
+)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]  # llama.cpp's order: row length first
+    source: str  # gguf type name, such as F32
+    target: str
+
+    def size(self, kind: str) -> int:
+        """Bytes of the tensor in type ``kind``."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        return math.prod(self.shape) // weights * size
+
+
+def plan(source: Path, file_type: str) -> dict[str, str]:
+    """Tensor name → the type (gguf's name, such as ``Q6_K``) that llama.cpp would give it in ``file_type``.
+
+    No weight is read. Tensors that are never quantized keep the type they have.
+
+    Raises:
+        InputError: unknown file type; ``source`` missing, cut short or no GGUF.
+        UnsupportedError: an architecture that this llama.cpp does not know.
+        LlamaError: llama.cpp is missing, or its dry run cannot be understood.
+    """
+    _check_source(source, file_type)
+    return {name: tensor.target for name, tensor in _dry_run(source, file_type).items()}
+
+
+def quantize(
+    source: Path, destination: Path, file_type: str, *, threads: int = 0, allow_requantize: bool = False
+) -> None:
+    """Write ``source`` as ``file_type`` to ``destination``, which appears whole or not at all.
+
+    The result is opened again: every tensor must have the type that the plan named, and lie inside the file.
+
+    Args:
+        threads: CPU threads; 0 takes all.
+        allow_requantize: also convert tensors that are quantized already (their rounding is kept, and a
+            second one added).
+
+    Raises:
+        InputError: unknown file type; ``source`` missing, cut short or no GGUF; ``destination`` is the
+            source or lies in no directory; too little free disk space.
+        UnsupportedError: an architecture that this llama.cpp does not know.
+        LlamaError: llama.cpp is missing or failed; its message is in ``cause``.
+    """
+    _check_source(source, file_type)
+    _check_destination(source, destination)
+    if threads < 0:
+        raise InputError(f"threads is {threads}, needed: 0 (all) or more")
+    tensors = _dry_run(source, file_type)
+    _check_space(source, destination, tensors)
+    with _beside(destination) as partial:
+        code, reason = _run(
+            source, partial, file_type, dry_run=False, threads=threads, allow_requantize=allow_requantize
+        )
+        if code != 0:
+            raise LlamaError(
+                f"llama.cpp could not quantize {source} to {file_type} (code {code})",
+                cause=reason,
+                hint=_failure_hint(reason, destination),
+            )
+        _check_result(partial, destination, file_type, tensors)
+
+
+def _check_source(source: Path, file_type: str) -> None:
+    if file_type not in FILE_TYPES:
+        close = difflib.get_close_matches(file_type.upper(), FILE_TYPES, n=1)
+        raise InputError(
+            f"unknown file type {file_type!r}, needed: one of {', '.join(FILE_TYPES)}",
+            hint=f"did you mean {close[0]}?" if close else None,
+        )
+    if not source.is_file():
+        raise InputError(f"no such model file: {source}", hint="give the path of a GGUF file")
+
+
+def _check_destination(source: Path, destination: Path) -> None:
+    if not destination.parent.is_dir():
+        raise InputError(f"no such directory: {destination.parent}", hint="create it first")
+    if destination.is_dir():
+        raise InputError(f"{destination} is a directory, needed: the name of a file")
+    if destination.exists() and os.path.samefile(source, destination):
+        raise InputError(f"{destination} is the source itself", hint="give another name for the result")
+
+
+def _check_space(source: Path, destination: Path, tensors: dict[str, _Tensor]) -> None:
+    # The header (vocabulary, chat template) is copied; its size is what the source has beyond its tensors.
+    header = max(0, source.stat().st_size - sum(t.size(t.source) for t in tensors.values()))
+    needed = header + sum(t.size(t.target) for t in tensors.values())
+    free = shutil.disk_usage(destination.parent).free
+    if needed > free:
+        raise InputError(
+            f"not enough disk space in {destination.parent}: {needed:,} bytes needed, {free:,} free",
+            hint="free some space, or choose another directory or a smaller file type",
+        )
+
+
+def _check_result(partial: Path, destination: Path, file_type: str, tensors: dict[str, _Tensor]) -> None:
+    # llama.cpp writes through a stream that does not report every failed write (full disk, quota).
+    try:
+        written = {name: tensor.source for name, tensor in _dry_run(partial, file_type).items()}
+    except (InputError, UnsupportedError, LlamaError) as error:
+        raise LlamaError(
+            f"llama.cpp wrote an incomplete {destination}",
+            cause=error.cause or error.message,
+            hint="check the free disk space and any quota",
+        ) from error
+    expected = {name: tensor.target for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | written.keys()):
+        if expected.get(name) != written.get(name):
+            raise LlamaError(
+                f"tensor {name} of {destination} is {written.get(name)}, planned: {expected.get(name)}"
+            )
+
+
+def _failure_hint(reason: str | None, destination: Path) -> str | None:
+    if reason and "requantizing" in reason:
+        return "start from an F32, F16 or BF16 file, or allow requantizing"
+    if reason and ("iostream" in reason or "write" in reason):
+        free = shutil.disk_usage(destination.parent).free
+        return f"check the disk: {free:,} bytes free in {destination.parent}; a quota may be lower"
+    return None
+
+
+def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
+    """What llama.cpp would do with every tensor of ``source``, from the log of its dry run."""
+    from gguf import GGMLQuantizationType
+
+    code, reason, text = _run_logged(source, source, file_type, dry_run=True)
+    if code != 0:
+        if reason and "unknown model architecture" in reason:
+            raise UnsupportedError(f"llama.cpp does not know the architecture of {source}", cause=reason)
+        raise InputError(
+            f"llama.cpp cannot read {source}",
+            cause=reason,
+            hint="the file is no GGUF, or is cut short: compare its size with the original's",
+        )
+    tensors: dict[str, _Tensor] = {}
+    total = 0
+    for line in _DRY_RUN_LINE.finditer(text):
+        total = int(line["total"])
+        source_type = line["source"].upper()
+        target_type = (line["target"] or line["source"]).upper()
+        for kind in (source_type, target_type):
+            if kind not in GGMLQuantizationType.__members__:
+                raise UnsupportedError(f"tensor {line['name']} of {source}: unknown type {kind}")
+        shape = tuple(int(size) for size in line["shape"].split(","))
+        tensors[line["name"]] = _Tensor(shape, source_type, target_type)
+    if not tensors or len(tensors) != total:
+        raise LlamaError(
+            f"llama.cpp's dry run on {source} named {len(tensors)} tensors of {total}",
+            hint="this version of llama-cpp-python may log differently: install the tested version",
+        )
+    return tensors
+
+
+def _run(
+    source: Path, destination: Path, file_type: str, *, dry_run: bool, threads: int, allow_requantize: bool
+) -> tuple[int, str | None]:
+    code, reason, _ = _run_logged(
+        source, destination, file_type, dry_run=dry_run, threads=threads, allow_requantize=allow_requantize
+    )
+    return code, reason
+
+
+def _run_logged(
+    source: Path,
+    destination: Path,
+    file_type: str,
+    *,
+    dry_run: bool,
+    threads: int = 0,
+    allow_requantize: bool = True,
+) -> tuple[int, str | None, str]:
+    library = load()
+    parameters = library.llama_model_quantize_default_params()
+    parameters.ftype = FILE_TYPES[file_type]
+    parameters.nthread = threads
+    parameters.allow_requantize = allow_requantize
+    parameters.dry_run = dry_run
+    with captured_log() as log:
+        code = library.llama_model_quantize(os.fsencode(source), os.fsencode(destination), parameters)
+    return int(code), log.reason(), log.text
+
+
+@contextlib.contextmanager
+def _beside(destination: Path) -> Iterator[Path]:
+    """A temporary name in the destination's directory; renamed to it on success, removed on failure."""
+    partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        try:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, destination)
+        except OSError as error:
+            raise LlamaError(
+                f"cannot finish {destination}", cause=str(error), hint="check the free disk space"
+            ) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,387 @@
+"""A recipe: one TOML file that says what to forget, how, and what counts as success.
+
+``load_recipe`` turns it into frozen dataclasses. Each key is described once, where it is declared, by
+``setting(default, meaning, limits)`` and its type annotation; checking and messages follow from that
+description. All faults of a recipe are reported together.
+
+To add a key, add one line to its section. To add a section, add a dataclass and one line to ``Recipe``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import stat
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRIDS = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
+"""File types whose grid the unlearning can train through."""
+
+EXPORT_TYPES = ("F16", *GRIDS)
+"""File types that can be shipped."""
+
+LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a key means and which values it takes; ``None`` means no such limit."""
+
+    meaning: str
+    choices: tuple[str, ...] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    at_most_key: str | None = None  # another key of the same section
+    directory: bool = False  # whether a path may be a directory too
+
+
+REQUIRED: Any = dataclasses.MISSING
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A dataclass field for one key of a recipe: its default (or ``REQUIRED``), meaning and limits."""
+    return field(default=default, metadata={"setting": Setting(meaning, **limits)})
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The model that is to forget."""
+
+    path: Path = setting(REQUIRED, "a Hugging Face directory or a GGUF file", directory=True)
+
+
+@dataclass(frozen=True)
+class FactsSection:
+    """What is to be forgotten, and what is to be kept."""
+
+    path: Path = setting(REQUIRED, "a JSONL file of facts")
+
+
+@dataclass(frozen=True)
+class TextSection:
+    """Plain text for perplexity and for the KL to the original."""
+
+    path: Path | None = setting(None, "a plain text file; without it the built-in texts are used")
+
+
+@dataclass(frozen=True)
+class AttributeSection:
+    """Which MLP neurons hold the facts (EAP-IG)."""
+
+    budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
+    integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
+    retain_discount: float = setting(0.5, "weight of the retain attribution that is subtracted", at_least=0)
+    layer_cap: float = setting(1.0, "largest share of one layer's neurons", above=0, at_most=1)
+    seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class UnlearnSection:
+    """Training inside the circuit, through the grid that ships."""
+
+    objective: str = setting(
+        "unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo")
+    )
+    grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
+    steps: int = setting(130, "optimizer steps", at_least=1)
+    learning_rate: float = setting(0.03, "in codes of the grid per step", above=0)
+    floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
+    forget_weight: float = setting(1.0, "weight of the forget term", above=0)
+    retain_weight: float = setting(8.0, "weight of the KL to the original on kept facts", at_least=0)
+    text_weight: float = setting(4.0, "weight of the KL to the original on plain text", at_least=0)
+    fisher_quantile: float = setting(
+        0.9, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
+    )
+    npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
+    batch_facts: int = setting(38, "facts in one step", at_least=1)
+    seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class ExportSection:
+    """Which files are shipped."""
+
+    types: tuple[str, ...] = setting(("F16", "Q8_0", "Q4_K_M"), "file types to ship", choices=EXPORT_TYPES)
+
+
+@dataclass(frozen=True)
+class VerifySection:
+    """How each shipped file is judged through llama.cpp."""
+
+    max_new_tokens: int = setting(12, "tokens of a greedy answer", at_least=1)
+    perplexity_tokens: int = setting(4096, "tokens of plain text for the perplexity", at_least=2)
+    baselines: bool = setting(True, "whether plain NPO on all weights, stock-rounded, is made and judged too")
+    threads: int = setting(0, "threads of llama.cpp, 0 for one a core", at_least=0)
+
+
+@dataclass(frozen=True)
+class GatesSection:
+    """What a shipped file has to reach; differences are to the stock original of the same type."""
+
+    forget_accuracy_above_chance: float = setting(
+        0.10, "4-way accuracy on forgotten facts, over chance", at_least=0, at_most=1
+    )
+    rank_score_low: float = setting(
+        0.30, "lowest rank score; chance is 0.5", at_least=0, at_most=1, at_most_key="rank_score_high"
+    )
+    rank_score_high: float = setting(0.60, "highest rank score; chance is 0.5", at_least=0, at_most=1)
+    generation: float = setting(0.0, "share of greedy answers that hold the answer", at_least=0, at_most=1)
+    retain_drop: float = setting(0.03, "accuracy lost on kept facts", at_least=0, at_most=1)
+    perplexity_ratio: float = setting(1.03, "perplexity, times the original's", above=0)
+    ptq_gap: float = setting(0.02, "accuracy that quantizing brings back", at_least=-1, at_most=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; one attribute a section. Paths are absolute, and existed when it was read."""
+
+    model: ModelSection
+    facts: FactsSection
+    text: TextSection
+    attribute: AttributeSection
+    unlearn: UnlearnSection
+    export: ExportSection
+    verify: VerifySection
+    gates: GatesSection
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Section -> key -> value as JSON can hold it, defaults filled in and paths as strings."""
+        return {
+            section.name: {
+                key.name: _as_json(getattr(getattr(self, section.name), key.name))
+                for key in dataclasses.fields(section_class)
+            }
+            for section, section_class in _sections()
+        }
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """Read a recipe from a TOML file; relative paths in it start at the file's folder.
+
+    Raises:
+        InputError: the file cannot be read or is no TOML, or values are at fault; all faults are listed.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+        mapping = tomllib.loads(content)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the recipe {path}: found {error.strerror or error}, needed a TOML file",
+            hint="give the path of a recipe; `gguf-forget demo` needs none",
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"the recipe {path} is no valid TOML",
+            cause=str(error),
+            hint='text values stand in quotes, sections in brackets: [model] then path = "…"',
+        ) from error
+    return recipe_from_mapping(mapping, source=str(path), base=path.parent)
+
+
+def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) -> Recipe:
+    """Check section -> key -> value and fill in the defaults.
+
+    Args:
+        mapping: what a TOML file holds.
+        source: how messages name the recipe, such as its file name.
+        base: folder at which relative paths start.
+
+    Raises:
+        InputError: one or more faults; each is named with source, ``section.key``, value found and needed.
+    """
+    faults: list[str] = []
+    sections = {name.name: section_class for name, section_class in _sections()}
+    for name, value in mapping.items():
+        if name not in sections:
+            needed = _needed_name(name, list(sections), sections)
+            faults.append(f"{_bare(name)}: found {_shown(value)}, {needed}")
+    values = {
+        name: _check_section(name, section_class, mapping.get(name, {}), Path(base), faults)
+        for name, section_class in sections.items()
+    }
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise InputError(
+            "\n".join([f"{count} in the recipe {source}", *(f"  {source}: {fault}" for fault in faults)]),
+            hint="correct the lines above; relative paths start at the recipe's folder",
+        )
+    return Recipe(**{name: sections[name](**given) for name, given in values.items()})
+
+
+def _sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
+    annotations = typing.get_type_hints(Recipe)
+    return [(section, annotations[section.name]) for section in dataclasses.fields(Recipe)]
+
+
+def _check_section(
+    section: str, section_class: type[Any], given: Any, base: Path, faults: list[str]
+) -> dict[str, Any]:
+    """The section's values by key, defaults filled in; what is wrong with them is appended to ``faults``."""
+    if not isinstance(given, Mapping):
+        faults.append(f"{section}: found {_shown(given)}, needed a section [{section}] with keys")
+        return {}
+    annotations = typing.get_type_hints(section_class)
+    keys = {key.name: key for key in dataclasses.fields(section_class)}
+    for name, value in given.items():
+        if name not in keys:
+            faults.append(f"{section}.{_bare(name)}: found {_shown(value)}, {_needed_name(name, list(keys))}")
+    checked: dict[str, Any] = {}
+    for name, key in keys.items():
+        rule: Setting = key.metadata["setting"]
+        if name not in given:
+            if key.default is dataclasses.MISSING:
+                faults.append(f"{section}.{name}: found nothing, needed {rule.meaning}")
+            else:
+                checked[name] = key.default
+            continue
+        try:
+            checked[name] = _check_value(given[name], annotations[name], rule, base)
+        except _Fault as fault:
+            faults.append(f"{section}.{name}: found {fault.found}, needed {fault.needed} ({rule.meaning})")
+    for name, key in keys.items():
+        other = key.metadata["setting"].at_most_key
+        if other and name in checked and other in checked and checked[name] > checked[other]:
+            faults.append(
+                f"{section}.{name}: found {checked[name]}, needed at most {section}.{other}, "
+                f"which is {checked[other]} ({key.metadata['setting'].meaning})"
+            )
+    return checked
+
+
+class _Fault(Exception):
+    """One value that does not fit its key."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        super().__init__(found, needed)
+        self.found = found
+        self.needed = needed
+
+
+def _check_value(value: Any, annotation: Any, rule: Setting, base: Path) -> Any:
+    """``value`` as the type of its annotation, or ``_Fault``."""
+    if isinstance(annotation, types.UnionType):  # an optional key: TOML has no null, so it is given or absent
+        annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if annotation is Path:
+        return _check_path(value, rule, base)
+    if typing.get_origin(annotation) is tuple:
+        return _check_list(value, rule)
+    if annotation in (int, float):
+        return _check_number(value, annotation, rule)
+    if not isinstance(value, annotation):
+        needed = "true or false" if annotation is bool else _one_of(rule) if rule.choices else "a text"
+        raise _Fault(_shown(value), needed)
+    if rule.choices and value not in rule.choices:
+        raise _Fault(_shown(value), _one_of(rule) + _did_you_mean(value, rule.choices))
+    return value
+
+
+def _check_number(value: Any, kind: type[int] | type[float], rule: Setting) -> int | float:
+    limits = " and ".join(
+        f"{words} {limit:g}" if abs(limit) < 1e6 else f"{words} {limit}"
+        for words, limit in (("above", rule.above), ("at least", rule.at_least), ("at most", rule.at_most))
+        if limit is not None
+    )
+    needed = f"{'a whole number' if kind is int else 'a number'} {limits}".rstrip()
+    accepted = int if kind is int else (int, float)
+    # TOML's true is no number, although Python's True is an int.
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise _Fault(_shown(value), needed)
+    try:
+        number: int | float = kind(value)
+    except OverflowError:  # a whole number too large for a float
+        number = math.inf
+    if (
+        not -math.inf < number < math.inf
+        or (rule.above is not None and number <= rule.above)
+        or (rule.at_least is not None and number < rule.at_least)
+        or (rule.at_most is not None and number > rule.at_most)
+    ):
+        raise _Fault(_shown(value), needed)
+    return number
+
+
+def _check_list(value: Any, rule: Setting) -> tuple[str, ...]:
+    choices = rule.choices or ()
+    needed = f"a list of one or more of {', '.join(choices)}, none of them twice"
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Fault(_shown(value), needed)
+    for item in value:
+        if item not in choices:
+            raise _Fault(f"{_shown(item)} in it", needed + _did_you_mean(item, choices))
+        if list(value).count(item) > 1:
+            raise _Fault(f"{_shown(item)} more than once", needed)
+    return tuple(value)
+
+
+def _check_path(value: Any, rule: Setting, base: Path) -> Path:
+    needed = f"the path of an existing file{' or directory' if rule.directory else ''}"
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise _Fault(_shown(value), needed)
+    path = (base / value).absolute()
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _Fault(f"{_shown(str(value))}, at {str(path)!r}: {reason}", needed) from error
+    if not (stat.S_ISREG(mode) or (rule.directory and stat.S_ISDIR(mode))):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a special file"
+        raise _Fault(f"{_shown(str(value))}, at {str(path)!r}: {kind}", needed)
+    return path
+
+
+def _one_of(rule: Setting) -> str:
+    return "one of " + ", ".join(rule.choices or ())
+
+
+def _needed_name(name: str, names: list[str], sections: Mapping[str, type[Any]] | None = None) -> str:
+    """What was needed in place of an unknown section or key."""
+    what = "one of the sections" if sections else "one of the keys"
+    for section, section_class in (sections or {}).items():
+        if name in {key.name for key in dataclasses.fields(section_class)}:
+            return f"needed {what} {', '.join(names)}; did you mean {section}.{name}, under [{section}]?"
+    return f"needed {what} {', '.join(names)}{_did_you_mean(name, names)}"
+
+
+def _did_you_mean(name: Any, names: typing.Iterable[str]) -> str:
+    folded = {candidate.casefold(): candidate for candidate in names}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""
+
+
+def _bare(name: str) -> str:
+    """A key as TOML would write it: one that is not plain is quoted, control characters escaped."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else repr(name)
+
+
+_TOML_TYPES = {bool: "boolean", int: "integer", float: "float", str: "string", list: "array", dict: "table"}
+
+
+def _shown(value: Any) -> str:
+    """A value found, short enough for a message, with TOML's name of its type."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    if len(text) > 80:
+        text = text[:77] + "…"
+    return f"{text} ({_TOML_TYPES.get(type(value), type(value).__name__)})"
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,8 @@
+"""Bin-aware choice of codes on a given grid, and what became of the edits. Knows no file format."""
+
+from __future__ import annotations
+
+from gguf_forget.rounding.compensated import Rounded, round_edit
+from gguf_forget.rounding.survival import Survival, UpdateToStep, surviving, update_to_step
+
+__all__ = ["Rounded", "Survival", "UpdateToStep", "round_edit", "surviving", "update_to_step"]

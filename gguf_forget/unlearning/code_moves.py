@@ -1,0 +1,98 @@
+"""The edit as code moves on the original's quantized grid, stored only for the circuit's neurons.
+
+The forward pass sees ``W0 + step * moves`` where W0 is any copy of the original (full precision, or the quantized
+original itself, for which the sum lies on its own grid): the weights that are optimised are the weights that ship.
+The gradient passes straight through the rounding (Bengio et al., arXiv 1308.3432).
+
+Shapes: n neurons of one layer in the circuit, d = d_model; all arrays neuron-major [n, d]: rows of the gate and up
+projections, columns of the down projection (transposed). B tokens in any leading shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from gguf_forget.checkpoint.architecture import mlps
+from gguf_forget.unlearning.floor import floored_moves
+
+ROLES = ("gate", "up", "down")
+
+
+@dataclass
+class CodeMoves:
+    """The trainable edit of one tensor.
+
+    step: float32 [n, d], may be negative, 0 where the grid is degenerate (such a weight cannot move).
+    lowest, highest: float32 [n, d], how many codes down and up the original's code can go.
+    latent: float32 [n, d], the update in code units before the floor.
+    allowed: bool [n, d], False where the projection forbids any change.
+    delta: float32 [n, d], the current edit of the weights, a leaf that collects gradients.
+    """
+
+    layer: int
+    role: str
+    neurons: torch.Tensor
+    step: torch.Tensor
+    lowest: torch.Tensor
+    highest: torch.Tensor
+    floor: int = 1
+    latent: torch.Tensor = field(init=False)
+    allowed: torch.Tensor = field(init=False)
+    delta: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.latent = torch.zeros_like(self.step)
+        self.allowed = self.step != 0
+        self.delta = torch.zeros_like(self.step).requires_grad_(True)
+
+    def moves(self) -> torch.Tensor:
+        """Whole code moves, float32 [n, d]."""
+        return floored_moves(self.latent, floor=self.floor, lowest=self.lowest, highest=self.highest)
+
+    def refresh(self) -> None:
+        """Bring ``delta`` up to date with ``latent`` and forget its gradient."""
+        self.latent.masked_fill_(~self.allowed, 0.0)
+        self.delta = (self.moves() * self.step).requires_grad_(True)
+
+    def latent_gradient(self) -> torch.Tensor:
+        """d loss / d latent, straight through the rounding: the gradient of the weights times the step."""
+        if self.delta.grad is None:
+            return torch.zeros_like(self.latent)
+        return torch.where(self.allowed, self.delta.grad * self.step, torch.zeros_like(self.step))
+
+
+def _add_rows(edit: CodeMoves) -> Any:
+    def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        extra = functional.linear(inputs[0], edit.delta.to(inputs[0].dtype))  # [B, n]
+        return output.index_add(-1, edit.neurons, extra)
+
+    return hook
+
+
+def _add_columns(edit: CodeMoves) -> Any:
+    def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + inputs[0][..., edit.neurons] @ edit.delta.to(inputs[0].dtype)  # [B, n] @ [n, d]
+
+    return hook
+
+
+@contextmanager
+def applied(model: Any, edits: Sequence[CodeMoves]) -> Iterator[None]:
+    """While open, the model computes with the edited weights. Its parameters are not touched."""
+    layers = mlps(model)
+    handles = []
+    try:
+        for edit in edits:
+            module = getattr(layers[edit.layer], edit.role)
+            hook = _add_columns(edit) if edit.role == "down" else _add_rows(edit)
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

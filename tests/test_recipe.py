@@ -1,0 +1,279 @@
+"""Recipes: defaults, paths, and every fault named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gguf_forget.errors import InputError
+from gguf_forget.recipe import Recipe, load_recipe, recipe_from_mapping
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe's folder with a model and facts in it."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "facts.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+def least(**sections: Any) -> dict[str, Any]:
+    """A mapping with what is required and nothing else, but for ``sections``."""
+    return {"model": {"path": "model.gguf"}, "facts": {"path": "facts.jsonl"}, **sections}
+
+
+def faults_of(mapping: dict[str, Any], base: Path) -> list[str]:
+    """The faults that are reported, without the recipe's name in front."""
+    with pytest.raises(InputError) as caught:
+        recipe_from_mapping(mapping, source="r.toml", base=base)
+    head, *lines = caught.value.message.split("\n")
+    assert head == f"{len(lines)} fault{'s' if len(lines) > 1 else ''} in the recipe r.toml"
+    assert all(line.startswith("  r.toml: ") and line.isprintable() for line in lines)
+    assert caught.value.hint
+    return [line.removeprefix("  r.toml: ") for line in lines]
+
+
+def test_defaults_are_filled_in(folder: Path) -> None:
+    resolved = recipe_from_mapping(least(), source="r.toml", base=folder).resolved()
+    assert resolved == {
+        "model": {"path": str(folder / "model.gguf")},
+        "facts": {"path": str(folder / "facts.jsonl")},
+        "text": {"path": None},
+        "attribute": {
+            "budget": 0.03,
+            "integration_steps": 5,
+            "retain_discount": 0.5,
+            "layer_cap": 1.0,
+            "seed": 0,
+        },
+        "unlearn": {
+            "objective": "unknown_subject",
+            "grid": "Q4_K_M",
+            "steps": 130,
+            "learning_rate": 0.03,
+            "floor": 1,
+            "forget_weight": 1.0,
+            "retain_weight": 8.0,
+            "text_weight": 4.0,
+            "fisher_quantile": 0.9,
+            "npo_beta": 0.1,
+            "batch_facts": 38,
+            "seed": 0,
+        },
+        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
+        "verify": {"max_new_tokens": 12, "perplexity_tokens": 4096, "baselines": True, "threads": 0},
+        "gates": {
+            "forget_accuracy_above_chance": 0.1,
+            "rank_score_low": 0.3,
+            "rank_score_high": 0.6,
+            "generation": 0.0,
+            "retain_drop": 0.03,
+            "perplexity_ratio": 1.03,
+            "ptq_gap": 0.02,
+        },
+    }
+
+
+def test_a_resolved_recipe_reads_back_as_itself(folder: Path) -> None:
+    recipe = recipe_from_mapping(
+        least(attribute={"budget": 1}, export={"types": ["Q4_0"]}), source="r.toml", base=folder
+    )
+    again = json.loads(json.dumps(recipe.resolved()))
+    del again["text"]  # TOML and recipes have no null: an optional key is absent
+    assert recipe_from_mapping(again, source="again", base=Path("/nowhere")) == recipe
+
+
+def test_a_file_is_read_with_paths_from_its_own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "texts").mkdir()
+    (folder / "texts" / "plain.txt").write_text("text")
+    (folder / "r.toml").write_bytes(
+        b'\xef\xbb\xbf[model]\r\npath = "model.gguf"\r\n[facts]\r\npath = "facts.jsonl"\r\n'
+        b'[text]\r\npath = "texts/plain.txt"\r\n[unlearn]\r\nsteps = 7\r\nretain_weight = 2\r\n'
+    )
+    monkeypatch.chdir(folder.parent)
+    recipe = load_recipe(Path(folder.name) / "r.toml")
+    assert recipe.model.path == folder / "model.gguf"
+    assert recipe.text.path == folder / "texts" / "plain.txt"
+    assert recipe.unlearn.steps == 7
+    assert recipe.unlearn.retain_weight == 2.0
+    assert isinstance(recipe.unlearn.retain_weight, float)
+
+
+def test_an_absolute_path_stays(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    recipe = recipe_from_mapping(least(model={"path": str(elsewhere)}), source="r.toml", base=folder)
+    assert recipe.model.path == elsewhere
+
+
+def test_a_recipe_cannot_be_changed(folder: Path) -> None:
+    recipe = recipe_from_mapping(least(), source="r.toml", base=folder)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.unlearn.steps = 3  # type: ignore[misc]
+
+
+def test_all_faults_are_reported_together(folder: Path) -> None:
+    faults = faults_of(
+        {
+            "budget": 0.1,
+            "attribut_": {},
+            "model": {"path": "no.gguf"},
+            "attribute": {"budget": 1.5, "layercap": 0.5},
+            "unlearn": {"grid": "q4_k_m", "steps": "many"},
+            "verify": True,
+        },
+        folder,
+    )
+    assert [fault.split(":")[0] for fault in faults] == [
+        "budget",
+        "attribut_",
+        "model.path",
+        "facts.path",
+        "attribute.layercap",
+        "attribute.budget",
+        "unlearn.grid",
+        "unlearn.steps",
+        "verify",
+    ]
+    assert faults[0].endswith("did you mean attribute.budget, under [attribute]?")
+    assert faults[1].endswith("did you mean attribute?")
+    assert faults[2] == (
+        f"model.path: found 'no.gguf' (string), at '{folder / 'no.gguf'}': No such file or directory, "
+        "needed the path of an existing file or directory (a Hugging Face directory or a GGUF file)"
+    )
+    assert faults[3] == "facts.path: found nothing, needed a JSONL file of facts"
+    assert faults[4].endswith("did you mean layer_cap?")
+    assert faults[5] == (
+        "attribute.budget: found 1.5 (float), needed a number above 0 and at most 1 "
+        "(share of the MLP neurons that may be edited)"
+    )
+    assert faults[6].startswith(
+        "unlearn.grid: found 'q4_k_m' (string), needed one of Q4_0, Q4_K_M, Q5_0, Q6_K, Q8_0; "
+        "did you mean Q4_K_M?"
+    )
+    assert faults[7] == (
+        "unlearn.steps: found 'many' (string), needed a whole number at least 1 (optimizer steps)"
+    )
+    assert faults[8] == "verify: found true (boolean), needed a section [verify] with keys"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("attribute", "budget", 0),
+        ("attribute", "budget", float("nan")),
+        ("attribute", "budget", True),
+        ("attribute", "budget", "0.03"),
+        ("attribute", "integration_steps", 0),
+        ("attribute", "integration_steps", 65),
+        ("attribute", "integration_steps", 5.0),
+        ("attribute", "integration_steps", True),
+        ("attribute", "retain_discount", -0.1),
+        ("attribute", "layer_cap", 1.01),
+        ("attribute", "seed", -1),
+        ("attribute", "seed", 2**32),
+        ("unlearn", "objective", "forget"),
+        ("unlearn", "objective", ["npo"]),
+        ("unlearn", "floor", 0),
+        ("unlearn", "learning_rate", float("inf")),
+        ("unlearn", "learning_rate", 10**400),
+        ("unlearn", "fisher_quantile", 0.0),
+        ("export", "types", []),
+        ("export", "types", "F16"),
+        ("export", "types", ["F16", "F16"]),
+        ("export", "types", ["F17"]),
+        ("export", "types", [16]),
+        ("export", "types", [["F16"]]),
+        ("verify", "baselines", 1),
+        ("verify", "threads", -1),
+        ("gates", "rank_score_low", 0.61),
+        ("gates", "perplexity_ratio", 0),
+        ("text", "path", ""),
+        ("text", "path", 3),
+        ("text", "path", "a\0b"),
+        ("text", "path", "."),
+        ("facts", "path", "."),
+        ("model", "path", "model.gguf/below"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_fault(folder: Path, section: str, key: str, value: Any) -> None:
+    mapping = least()
+    mapping.setdefault(section, {})[key] = value
+    (fault,) = faults_of(mapping, folder)
+    assert fault.startswith(f"{section}.{key}: found ")
+    assert "needed " in fault
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("attribute", "budget", 1),
+        ("attribute", "integration_steps", 64),
+        ("attribute", "seed", 2**32 - 1),
+        ("unlearn", "fisher_quantile", 1.0),
+        ("unlearn", "objective", "npo"),
+        ("gates", "rank_score_low", 0.6),
+        ("gates", "ptq_gap", -0.5),
+        ("verify", "baselines", False),
+        ("model", "path", "."),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(folder: Path, section: str, key: str, value: Any) -> None:
+    mapping = least()
+    mapping.setdefault(section, {})[key] = value
+    recipe = recipe_from_mapping(mapping, source="r.toml", base=folder)
+    expected = folder / value if key == "path" else value
+    assert getattr(getattr(recipe, section), key) == expected
+
+
+def test_every_key_says_what_it_means() -> None:
+    defaults = recipe_from_mapping(
+        {"model": {"path": __file__}, "facts": {"path": __file__}}, source="r.toml", base=Path()
+    )
+    for section in dataclasses.fields(Recipe):
+        for key in dataclasses.fields(getattr(defaults, section.name)):
+            assert len(key.metadata["setting"].meaning) > 10, f"{section.name}.{key.name}"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=5,
+)
+section_names = st.sampled_from([field.name for field in dataclasses.fields(Recipe)]) | st.text(max_size=5)
+key_names = st.sampled_from(["path", "budget", "steps", "types", "grid", "baselines", "rank_score_low"])
+
+
+@given(st.dictionaries(section_names, json_values | st.dictionaries(key_names, json_values), max_size=4))
+def test_whatever_stands_in_it_the_answer_is_a_list_of_faults(mapping: dict[str, Any]) -> None:
+    # What is required can never be there: nothing exists under the base folder.
+    named = {fault.split(":")[0].split(".")[0] for fault in faults_of(mapping, Path("/nowhere"))}
+    assert {"model", "facts"} <= named
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[model]\npath = model.gguf\n", "line 2"),
+        (b"[model]\n[model]\n", "line 2"),
+        (b"\xff\xfe[model]", "utf-8"),
+    ],
+)
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "r.toml").write_bytes(content)
+    with pytest.raises(InputError, match="no valid TOML") as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert words in str(caught.value.cause)
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_a_recipe_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        load_recipe(tmp_path / name)
