@@ -71,6 +71,7 @@ class FactsSection:
     """What is to be forgotten, and what is to be kept."""
 
     path: Path = setting(REQUIRED, "a JSONL file of facts")
+    attribution: str = setting("", "a credit that the source of the facts asks for, printed in the model card")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class AttributeSection:
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
     retain_discount: float = setting(0.5, "weight of the retain attribution that is subtracted", at_least=0)
-    layer_cap: float = setting(1.0, "largest share of one layer's neurons", above=0, at_most=1)
+    pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
+    layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -100,6 +102,9 @@ class UnlearnSection:
     )
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
     steps: int = setting(130, "optimizer steps", at_least=1)
+    soft_share: float = setting(
+        0.5, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
+    )
     learning_rate: float = setting(0.03, "in codes of the grid per step", above=0)
     floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
     forget_weight: float = setting(1.0, "weight of the forget term", above=0)
@@ -108,8 +113,11 @@ class UnlearnSection:
     fisher_quantile: float = setting(
         0.9, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
     )
+    margin: float = setting(0.0, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
-    batch_facts: int = setting(38, "facts in one step", at_least=1)
+    batch_forget: int = setting(24, "forgotten prompts in one step", at_least=1)
+    batch_retain: int = setting(24, "kept prompts in one step", at_least=1)
+    fisher_examples: int = setting(64, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -125,6 +133,7 @@ class VerifySection:
     """How each shipped file is judged through llama.cpp."""
 
     max_new_tokens: int = setting(12, "tokens of a greedy answer", at_least=1)
+    retain_items: int = setting(40, "kept facts asked about in each phrasing of a relation", at_least=1)
     perplexity_tokens: int = setting(4096, "tokens of plain text for the perplexity", at_least=2)
     baselines: bool = setting(True, "whether plain NPO on all weights, stock-rounded, is made and judged too")
     threads: int = setting(0, "threads of llama.cpp, 0 for one a core", at_least=0)
@@ -134,6 +143,9 @@ class VerifySection:
 class GatesSection:
     """What a shipped file has to reach; differences are to the stock original of the same type."""
 
+    headline: tuple[str, ...] = setting(
+        (), "forgotten relations that the forget gates judge; none named: all of them"
+    )
     forget_accuracy_above_chance: float = setting(
         0.10, "4-way accuracy on forgotten facts, over chance", at_least=0, at_most=1
     )
@@ -318,7 +330,11 @@ def _check_number(value: Any, kind: type[int] | type[float], rule: Setting) -> i
 
 
 def _check_list(value: Any, rule: Setting) -> tuple[str, ...]:
-    choices = rule.choices or ()
+    choices = rule.choices
+    if choices is None:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
+            raise _Fault(_shown(value), "a list of names, which may be empty")
+        return tuple(value)
     needed = f"a list of one or more of {', '.join(choices)}, none of them twice"
     if not isinstance(value, (list, tuple)) or not value:
         raise _Fault(_shown(value), needed)

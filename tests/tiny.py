@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,6 +131,4 @@ def _train(texts: Sequence[str]) -> Tokenizer:
 
 
 def _merges(tokenizer: Tokenizer) -> list[str]:
-    import json
-
     return [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -1,4 +1,4 @@
-"""What the tool needs to know of an architecture: where the gated MLP of each layer is, here and in a GGUF."""
+"""What the tool needs to know of an architecture: where each layer's gated MLP is, here and in a GGUF."""
 
 from __future__ import annotations
 

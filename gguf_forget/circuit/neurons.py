@@ -1,13 +1,13 @@
 """Neuron-level edge attribution patching with integrated gradients (EAP-IG).
 
-Hanna et al., "Have Faith in Faithfulness" (arXiv 2403.17806), sections 2 and 3, at the level of MLP neurons: the
-input of the down projection is the neuron's activation ``a``.
+Hanna et al., "Have Faith in Faithfulness" (arXiv 2403.17806), sections 2 and 3, at the level of MLP neurons:
+the input of the down projection is the neuron's activation ``a``.
 
     score_j = sum over positions of (a_j - a'_j) * mean over k of dL/da_j at e' + alpha_k (e - e')
 
 with e, e' the clean and corrupted input embeddings, a and a' the activations of the clean and corrupted run,
-alpha_k the midpoints of m equal intervals, and L the logit of the answer's first token minus the mean logit of the
-distractors' first tokens. A positive score: what the neuron computes from the clean prompt raises L.
+alpha_k the midpoints of m equal intervals, and L the logit of the answer's first token minus the mean logit
+of the distractors' first tokens. A positive score: what the neuron computes from the clean prompt raises L.
 
 Shapes: P pairs in a batch, T tokens, d_model, d_ff, L layers, V vocabulary.
 """
@@ -30,8 +30,8 @@ from gguf_forget.facts.tokens import pad
 class NeuronScores:
     """Signed scores, mean over pairs, float64 [L, d_ff]; completeness of the embedding path beside them.
 
-    ``embedding_score`` tends to ``metric_gap`` = mean of L(clean) - L(corrupted) as m grows (the completeness of
-    integrated gradients); their relative difference is the residual of the approximation.
+    ``embedding_score`` tends to ``metric_gap`` = mean of L(clean) - L(corrupted) as m grows (the completeness
+    of integrated gradients); their relative difference is the residual of the approximation.
     """
 
     scores: torch.Tensor
@@ -46,7 +46,7 @@ class NeuronScores:
 
 @contextmanager
 def _recorded_neurons(layers: Sequence[GatedMlp]) -> Iterator[list[torch.Tensor]]:
-    """While open, every forward pass appends the input of each down projection, [P, T, d_ff], in layer order."""
+    """While open, a forward pass appends the input of each down projection, [P, T, d_ff], in layer order."""
     record: list[torch.Tensor] = []
 
     def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -62,7 +62,9 @@ def _recorded_neurons(layers: Sequence[GatedMlp]) -> Iterator[list[torch.Tensor]
 
 def _metric(model: Any, embeddings: torch.Tensor, mask: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
     """L for each pair, [P]. Only the logits that L needs are computed, at the last prompt token."""
-    hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = model.base_model(
+        inputs_embeds=embeddings, attention_mask=mask, use_cache=False
+    ).last_hidden_state
     last = hidden[torch.arange(len(pairs)), mask.sum(dim=1) - 1]  # [P, d_model]
     unembedding = model.get_output_embeddings().weight  # [V, d_model]
     differences = []
@@ -89,8 +91,8 @@ def score_neurons(
 ) -> NeuronScores:
     """EAP-IG scores of all MLP neurons over ``pairs`` (inputs-interpolated variant).
 
-    The model's parameters must not require gradients; its hooks, mode and weights are left as found. ``progress``
-    is told the number of pairs done since the last call.
+    The model's parameters must not require gradients; its hooks, mode and weights are left as found.
+    ``progress`` is told the number of pairs done since the last call.
     """
     layers = mlps(model)
     embed = model.get_input_embeddings()

@@ -5,6 +5,7 @@ Shapes: L layers, d_ff neurons a layer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from gguf_forget.errors import InputError
 
 @dataclass(frozen=True)
 class Circuit:
-    """Selected MLP neurons: ``neurons[layer]`` is a sorted int64 array of indices below ``width`` (= d_ff)."""
+    """Selected MLP neurons: ``neurons[layer]``, sorted int64 indices below ``width`` (= d_ff)."""
 
     neurons: tuple[np.ndarray, ...]
     width: int
@@ -54,14 +55,14 @@ def discounted_scores(forget: np.ndarray, retain: np.ndarray, discount: float) -
 def select_neurons(scores: np.ndarray, *, budget: float, layer_cap: float = 1.0) -> Circuit:
     """The neurons with the highest ``scores`` [L, d_ff] that fill ``budget`` (share of all neurons).
 
-    No layer gives more than ``layer_cap`` of its own neurons. Ties go to the earlier layer and lower index. Raises
-    :class:`InputError` for non-finite scores, or when the caps leave no room for the budget.
+    No layer gives more than ``layer_cap`` of its own neurons. Ties go to the earlier layer and lower index.
+    Raises :class:`InputError` for non-finite scores, or when the caps leave no room for the budget.
     """
     layers, width = scores.shape
     if not np.isfinite(scores).all():
         raise InputError(f"{int((~np.isfinite(scores)).sum())} attribution scores are not finite")
     wanted = max(1, round(budget * layers * width))
-    capacity = min(width, max(1, int(layer_cap * width)))
+    capacity = min(width, max(1, math.floor(layer_cap * width + 1e-9)))  # 0.29 * 100 is 28.999…
     if wanted > capacity * layers:
         raise InputError(
             f"a budget of {wanted} neurons does not fit into {layers} layers of at most {capacity} neurons",

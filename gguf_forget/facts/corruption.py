@@ -37,16 +37,23 @@ class Pairs:
 
 
 def build_pairs(
-    facts: Sequence[Fact], examples: Sequence[Example], tokenize: Tokenize, *, seed: int, limit: int | None = None
+    facts: Sequence[Fact],
+    examples: Sequence[Example],
+    tokenize: Tokenize,
+    *,
+    pool: Sequence[Example],
+    seed: int,
+    limit: int | None = None,
 ) -> Pairs:
     """One pair for each example that has a partner of equal length in its own relation and phrasing.
 
-    ``limit`` draws that many examples (seeded). Partners are drawn from both splits, seeded; the partner's answer
-    must begin with another token than the clean one's, or the pair would not tell the two apart.
+    ``limit`` draws that many examples (seeded). Partners are drawn from ``pool`` (normally the examples of
+    both splits), seeded; a partner's answer must begin with another token than the clean one's, or the pair
+    would not tell the two apart.
     """
     generator = random.Random(seed)
     pools: dict[tuple[str, int, int], list[Example]] = defaultdict(list)
-    for example in examples:
+    for example in pool:
         pools[(facts[example.fact].relation, example.phrasing, example.answer_start)].append(example)
     chosen = list(examples)
     if limit is not None and limit < len(chosen):

@@ -1,9 +1,10 @@
 """The facts file: one JSON object a line, one line a fact.
 
-A line holds ``subject``, ``relation``, ``answer``, ``distractors`` (wrong answers of the same kind), ``split``
-(``forget`` or ``retain``), ``prompts`` (phrasings that training may see; ``prompt`` for a single one) and
-``held_out_prompts`` (phrasings that only verification sees). All facts of one relation in one split list their
-phrasings in the same order: phrasing *k* of one subject is the corrupted form of phrasing *k* of another.
+A line holds ``subject``, ``relation``, ``answer``, ``distractors`` (wrong answers of the same kind),
+``split`` (``forget`` or ``retain``), ``prompts`` (phrasings that training may see; ``prompt`` for a single
+one) and ``held_out_prompts`` (phrasings that only verification sees). All facts of one relation in one split
+list their phrasings in the same order: phrasing *k* of one subject is the corrupted form of phrasing *k* of
+another.
 """
 
 from __future__ import annotations
@@ -42,13 +43,19 @@ def continuation(prompt: str, answer: str) -> str:
     return answer if prompt[-1:].isspace() else f" {answer}"
 
 
+def _check_characters(value: str, key: str, faults: list[str], where: str) -> None:
+    if "\0" in value:
+        faults.append(f"{where}: {key} holds a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        faults.append(f"{where}: {key} holds half of a surrogate pair, which no tokenizer can read")
+
+
 def _text(record: dict[str, Any], key: str, faults: list[str], where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         faults.append(f"{where}: {key} is {value!r}, needed a non-empty string")
         return ""
-    if "\0" in value:
-        faults.append(f"{where}: {key} holds a NUL character")
+    _check_characters(value, key, faults, where)
     return value
 
 
@@ -57,6 +64,8 @@ def _texts(record: dict[str, Any], key: str, faults: list[str], where: str) -> t
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
         faults.append(f"{where}: {key} is {value!r}, needed a list of non-empty strings")
         return ()
+    for item in value:
+        _check_characters(item, key, faults, where)
     return tuple(value)
 
 
@@ -76,7 +85,9 @@ def _fact(record: Any, faults: list[str], where: str) -> Fact | None:
         record = {**record, "prompts": [record["prompt"]]}
     if "relation" not in record:
         record = {**record, "relation": "fact"}
-    subject, relation, answer = (_text(record, key, faults, where) for key in ("subject", "relation", "answer"))
+    subject, relation, answer = (
+        _text(record, key, faults, where) for key in ("subject", "relation", "answer")
+    )
     distractors, prompts, held_out = (
         _texts(record, key, faults, where) for key in ("distractors", "prompts", "held_out_prompts")
     )
@@ -127,7 +138,7 @@ def read_facts(path: Path) -> tuple[Fact, ...]:
         except UnicodeDecodeError as error:
             faults.append(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
             continue
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
             faults.append(f"{where}: not JSON ({error})")
             continue
         fact = _fact(record, faults, where)

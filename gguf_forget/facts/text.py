@@ -1,15 +1,17 @@
 """Plain text for perplexity and for keeping what the model says outside the facts.
 
-The built-in text is the standard library's ``pydoc_data.topics`` (prose about Python, some 700 kB). One half of its
-topics is for training, the other for measuring, so that perplexity is read on text that no training saw.
+The built-in text is the standard library's ``pydoc_data.topics`` (prose about Python, some 700 kB). One half
+of its topics is for training, the other for measuring, so that perplexity is read on text that no training
+saw.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.tokens import Tokenize
@@ -22,7 +24,9 @@ def builtin_documents(half: str) -> list[str]:
     from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
 
     wanted = HALVES.index(half)
-    return [topics[name] for name in sorted(topics) if hashlib.sha256(name.encode()).digest()[0] % 2 == wanted]
+    return [
+        topics[name] for name in sorted(topics) if hashlib.sha256(name.encode()).digest()[0] % 2 == wanted
+    ]
 
 
 def file_documents(path: Path, half: str) -> list[str]:
@@ -41,7 +45,9 @@ def file_documents(path: Path, half: str) -> list[str]:
     return ["\n\n".join(paragraphs[:middle] if half == HALVES[0] else paragraphs[middle:])]
 
 
-def chunks(documents: Sequence[str], tokenize: Tokenize, *, length: int, count: int, seed: int) -> list[list[int]]:
+def chunks(
+    documents: Sequence[str], tokenize: Tokenize, *, length: int, count: int, seed: int
+) -> list[list[int]]:
     """``count`` distinct chunks of ``length`` tokens, drawn over all documents with a fixed seed.
 
     Fewer when the text is shorter; :class:`InputError` when it has not one chunk.
@@ -51,5 +57,35 @@ def chunks(documents: Sequence[str], tokenize: Tokenize, *, length: int, count: 
         tokens = tokenize(document)
         pieces += [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
     if not pieces:
-        raise InputError(f"the plain text has no stretch of {length} tokens", hint="give a longer [text] file")
+        raise InputError(
+            f"the plain text has no stretch of {length} tokens", hint="give a longer [text] file"
+        )
     return random.Random(seed).sample(pieces, min(count, len(pieces)))
+
+
+def sample_model(
+    model: Any, *, count: int, length: int, seed: int, progress: Callable[[int], None] = lambda done: None
+) -> list[list[int]]:
+    """``count`` sequences of ``length`` tokens that the model writes at temperature 1 from its BOS token.
+
+    Text that the model gives out is text whose distribution is worth keeping, and needs no data at all.
+    """
+    import torch
+
+    start = model.config.bos_token_id
+    start = start[0] if isinstance(start, list) else (0 if start is None else start)
+    generator = torch.Generator().manual_seed(seed)
+    sequences = []
+    for first in range(0, count, 16):
+        ids = torch.full((min(16, count - first), 1), start, dtype=torch.long)
+        step, cache = ids, None
+        with torch.no_grad():
+            while ids.shape[1] < length:
+                output = model(step, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                probabilities = torch.softmax(output.logits[:, -1].float(), dim=-1)
+                step = torch.multinomial(probabilities, 1, generator=generator)
+                ids = torch.cat([ids, step], dim=1)
+        sequences += ids.tolist()
+        progress(len(ids))
+    return sequences

@@ -37,8 +37,8 @@ class Example:
 def split_tokens(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int], list[int]]:
     """Tokens of the prompt, and those that the answer adds to it.
 
-    The boundary is where the tokens of the whole text leave those of the prompt alone, so that a tokenizer that
-    merges across it is seen: raises :class:`InputError` when it does, or when the answer adds no token.
+    The boundary is where the tokens of the whole text leave those of the prompt alone, so that a tokenizer
+    that merges across it is seen: raises :class:`InputError` when it does, or when the answer adds no token.
     """
     whole = tokenize(prompt + continuation(prompt, answer))
     before = tokenize(prompt)

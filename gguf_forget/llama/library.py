@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import LlamaError
 
-_ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _CONTINUATION_LEVEL = 5  # GGML_LOG_LEVEL_CONT: the level of the record before it
 
 
@@ -106,7 +106,7 @@ def captured_log() -> Iterator[Log]:
 
 
 def version() -> dict[str, str]:
-    """``llama_cpp_python``: the package's version; ``system_info``: the CPU features llama.cpp was built with.
+    """``llama_cpp_python``: the package's version; ``system_info``: the CPU features that llama.cpp uses.
 
     Raises:
         LlamaError: llama-cpp-python is missing or its shared library does not load.

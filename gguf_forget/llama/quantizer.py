@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, LlamaError, UnsupportedError
-from .library import captured_log, load
+from .library import Log, captured_log, load
 
 # llama_ftype values (llama.h)
 FILE_TYPES: dict[str, int] = {
@@ -41,7 +41,7 @@ FILE_TYPES: dict[str, int] = {
     "BF16": 32,
 }
 
-# "[   3/ 272] blk.0.ffn_up.weight  - [ 576, 1536,    1,    1], type =    f32, size =   3.38 MiB -> 0.59 MiB (q5_0)"
+# "[  3/272] blk.0.ffn_up.weight - [ 576, 1536, 1, 1], type = f32, size =  3.38 MiB ->  0.58 MiB (q5_0)"
 _DRY_RUN_LINE = re.compile(
     r"\[ *\d+/ *(?P<total>\d+)\] (?P<name>\S+) +- \[(?P<shape>[\d, ]+)\], type = +(?P<source>\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<target>\w+)\))?"
@@ -101,9 +101,10 @@ def quantize(
     tensors = _dry_run(source, file_type)
     _check_space(source, destination, tensors)
     with _beside(destination) as partial:
-        code, reason = _run(
+        code, log = _run(
             source, partial, file_type, dry_run=False, threads=threads, allow_requantize=allow_requantize
         )
+        reason = log.reason()
         if code != 0:
             raise LlamaError(
                 f"llama.cpp could not quantize {source} to {file_type} (code {code})",
@@ -176,8 +177,9 @@ def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
     """What llama.cpp would do with every tensor of ``source``, from the log of its dry run."""
     from gguf import GGMLQuantizationType
 
-    code, reason, text = _run_logged(source, source, file_type, dry_run=True)
+    code, log = _run(source, source, file_type, dry_run=True, threads=0, allow_requantize=True)
     if code != 0:
+        reason = log.reason()
         if reason and "unknown model architecture" in reason:
             raise UnsupportedError(f"llama.cpp does not know the architecture of {source}", cause=reason)
         raise InputError(
@@ -187,7 +189,7 @@ def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
         )
     tensors: dict[str, _Tensor] = {}
     total = 0
-    for line in _DRY_RUN_LINE.finditer(text):
+    for line in _DRY_RUN_LINE.finditer(log.text):
         total = int(line["total"])
         source_type = line["source"].upper()
         target_type = (line["target"] or line["source"]).upper()
@@ -206,22 +208,8 @@ def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
 
 def _run(
     source: Path, destination: Path, file_type: str, *, dry_run: bool, threads: int, allow_requantize: bool
-) -> tuple[int, str | None]:
-    code, reason, _ = _run_logged(
-        source, destination, file_type, dry_run=dry_run, threads=threads, allow_requantize=allow_requantize
-    )
-    return code, reason
-
-
-def _run_logged(
-    source: Path,
-    destination: Path,
-    file_type: str,
-    *,
-    dry_run: bool,
-    threads: int = 0,
-    allow_requantize: bool = True,
-) -> tuple[int, str | None, str]:
+) -> tuple[int, Log]:
+    """One call of ``llama_model_quantize``: its return code (0 is success) and its log."""
     library = load()
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[file_type]
@@ -230,7 +218,7 @@ def _run_logged(
     parameters.dry_run = dry_run
     with captured_log() as log:
         code = library.llama_model_quantize(os.fsencode(source), os.fsencode(destination), parameters)
-    return int(code), log.reason(), log.text
+    return int(code), log
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Session:
         cells: key-value cells; ``batch``: tokens a forward pass; ``max_sequences``: sequences at a time,
             1 … 256. More sequences than ``batch`` or ``cells`` are never used.
         gpu_layers: layers given to a GPU, where llama.cpp was built for one.
+        exact_attention: float32 cache and no flash attention, instead of llama.cpp's own defaults.
 
     Raises:
         InputError: no such file, or a number out of range.
@@ -47,7 +48,15 @@ class Session:
     """
 
     def __init__(
-        self, model: Path, *, threads: int | None, cells: int, batch: int, max_sequences: int, gpu_layers: int
+        self,
+        model: Path,
+        *,
+        threads: int | None,
+        cells: int,
+        batch: int,
+        max_sequences: int,
+        gpu_layers: int,
+        exact_attention: bool,
     ) -> None:
         self._context: Any = None
         self._model: Any = None
@@ -68,12 +77,12 @@ class Session:
         self.max_sequences = min(max_sequences, self.batch)
         self._library = load()
         try:
-            self._open(threads or _cpu_count(), gpu_layers)
+            self._open(threads or _cpu_count(), gpu_layers, exact_attention)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, threads: int, gpu_layers: int) -> None:
+    def _open(self, threads: int, gpu_layers: int, exact_attention: bool) -> None:
         library = self._library
         model_parameters = library.llama_model_default_params()
         model_parameters.n_gpu_layers = gpu_layers
@@ -101,6 +110,9 @@ class Session:
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True  # one cell can then belong to many sequences
         parameters.no_perf = True
+        if exact_attention:
+            parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
         with captured_log() as log:
             self._context = library.llama_init_from_model(self._model, parameters)
         if not self._context:

@@ -1,1 +1,1 @@
-"""Unlearning inside a circuit: objectives, retain-Fisher projection, magnitude floor, training through the grid."""
+"""Unlearning in a circuit: objectives, retain-Fisher projection, floor, training through the grid."""

@@ -1,7 +1,7 @@
 """Which examples each training step sees.
 
-The mixture protects what is near: every step holds forgotten facts, kept facts of every kept relation in turn (the
-relations that are also forgotten come twice as often), and plain text.
+The mixture protects what is near: every step holds forgotten facts, kept facts of every kept relation in turn
+(the relations that are also forgotten come twice as often), and plain text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 
@@ -18,19 +19,27 @@ Item = TypeVar("Item")
 
 
 def cycle(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
-    """All items in a fresh random order, again and again."""
+    """All items in a fresh random order, again and again; :class:`InputError` when there are none."""
+    if not items:
+        raise InputError("there is no example to draw from, needed at least one")
     while True:
         order = list(items)
         generator.shuffle(order)
         yield from order
 
 
-def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random) -> Iterator[Example]:
+def retain_cycle(
+    facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random
+) -> Iterator[Example]:
     """Kept examples, relations in turn, so that a small relation is seen as often as a large one."""
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[facts[example.fact].relation].append(example)
+    if not groups:
+        raise InputError(
+            "no kept fact has a prompt to train on", hint="add prompts to a fact with split retain"
+        )
     turns: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)

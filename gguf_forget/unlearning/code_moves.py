@@ -1,11 +1,11 @@
 """The edit as code moves on the original's quantized grid, stored only for the circuit's neurons.
 
-The forward pass sees ``W0 + step * moves`` where W0 is any copy of the original (full precision, or the quantized
-original itself, for which the sum lies on its own grid): the weights that are optimised are the weights that ship.
-The gradient passes straight through the rounding (Bengio et al., arXiv 1308.3432).
+The forward pass sees ``W0 + step * moves`` where W0 is any copy of the original (full precision, or the
+quantized original itself, for which the sum lies on its own grid): the weights that are optimised are the
+weights that ship. The gradient passes straight through the rounding (Bengio et al., arXiv 1308.3432).
 
-Shapes: n neurons of one layer in the circuit, d = d_model; all arrays neuron-major [n, d]: rows of the gate and up
-projections, columns of the down projection (transposed). B tokens in any leading shape.
+Shapes: n neurons of one layer in the circuit, d = d_model; all arrays neuron-major [n, d]: rows of the gate
+and up projections, columns of the down projection (transposed). B tokens in any leading shape.
 """
 
 from __future__ import annotations
@@ -55,10 +55,16 @@ class CodeMoves:
         """Whole code moves, float32 [n, d]."""
         return floored_moves(self.latent, floor=self.floor, lowest=self.lowest, highest=self.highest)
 
-    def refresh(self) -> None:
-        """Bring ``delta`` up to date with ``latent`` and forget its gradient."""
+    def refresh(self, hardness: float = 1.0) -> None:
+        """Bring ``delta`` up to date with ``latent`` and forget its gradient.
+
+        ``hardness`` 1: whole code moves, as they ship. Below 1 the latent update shows through by the rest: training
+        that starts soft hears at once what its updates do, instead of only when they reach half a code.
+        """
         self.latent.masked_fill_(~self.allowed, 0.0)
-        self.delta = (self.moves() * self.step).requires_grad_(True)
+        soft = torch.minimum(torch.maximum(self.latent, self.lowest), self.highest)
+        codes = self.moves() if hardness == 1.0 else hardness * self.moves() + (1.0 - hardness) * soft
+        self.delta = (codes * self.step).requires_grad_(True)
 
     def latent_gradient(self) -> torch.Tensor:
         """d loss / d latent, straight through the rounding: the gradient of the weights times the step."""

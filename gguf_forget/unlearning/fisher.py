@@ -1,8 +1,9 @@
 """The retain-Fisher projection.
 
-The null space of a diagonal Fisher matrix is the set of coordinates with small entries, so projecting an update into
-it masks coordinates: here those whose ratio F_retain / F_forget is above a quantile (MANSU, arXiv 2605.15138, uses
-the retain Fisher; taking the ratio is ours). F is the mean over examples of the squared gradient.
+The null space of a diagonal Fisher matrix is the set of coordinates with small entries, so projecting an
+update into it masks coordinates: here those whose ratio F_retain / F_forget is above a quantile (MANSU, arXiv
+2605.15138, uses the retain Fisher; taking the ratio is ours). F is the mean over examples of the squared
+gradient.
 
 Shapes: one float64 array [n, d] for each edited tensor.
 """
@@ -47,11 +48,11 @@ def projection(
         for r, f in zip(retain, forget, strict=True)
     ]
     ordered = torch.cat([ratio.flatten() for ratio in ratios]).sort().values
-    rank = max(1, int(quantile * len(ordered)))  # the share of weights that stays free
+    rank = max(1, int(quantile * len(ordered) + 1e-9))  # the share of weights that stays free
     threshold = ordered[rank - 1]
     return [(ratio <= threshold) & torch.isfinite(ratio) for ratio in ratios]
 
 
 def retain_bound(retain: Sequence[torch.Tensor], deltas: Sequence[torch.Tensor]) -> float:
-    """1/2 * sum of F_retain * delta^2, nats: the second-order estimate of what the edit costs the retain set."""
+    """1/2 * sum of F_retain * delta^2, nats: second-order estimate of what the edit costs the retain set."""
     return 0.5 * sum(float((f * delta.double() ** 2).sum()) for f, delta in zip(retain, deltas, strict=True))

@@ -1,8 +1,9 @@
 """The magnitude floor, in units of the target grid's own step.
 
-"Forgetting That Sticks" (MANSU, arXiv 2605.15138): an update survives quantization when its cumulative size is at
-least one step of the grid it ships in. Here updates live in code units (one unit = one step of the weight's own
-sub-block), so the floor is a rule on integers: a weight moves by at least ``floor`` codes or not at all.
+"Forgetting That Sticks" (MANSU, arXiv 2605.15138): an update survives quantization when its cumulative size
+is at least one step of the grid it ships in. Here updates live in code units (one unit = one step of the
+weight's own sub-block), so the floor is a rule on integers: a weight moves by at least ``floor`` codes or not
+at all.
 
 Shapes: every array [n, d], neuron-major.
 """
@@ -17,9 +18,9 @@ def floored_moves(
 ) -> torch.Tensor:
     """Whole code moves for a latent update in code units.
 
-    |latent| < floor / 2: no move. Else: the nearest whole number of codes, at least ``floor`` away from zero, and
-    inside [lowest, highest] = the room that the original's code leaves on its grid. A weight whose room is smaller
-    than ``floor`` in its own direction stays where it is: a move below the floor is never made.
+    |latent| < floor / 2: no move. Else: the nearest whole number of codes, at least ``floor`` away from zero,
+    and inside [lowest, highest] = the room that the original's code leaves on its grid. A weight whose room
+    is smaller than ``floor`` in its own direction stays where it is: a move below the floor is never made.
     """
     magnitude = torch.round(latent.abs()).clamp(min=floor)
     moves = torch.where(latent.abs() >= floor / 2, torch.sign(latent) * magnitude, torch.zeros_like(latent))

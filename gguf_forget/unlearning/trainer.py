@@ -1,8 +1,8 @@
 """Training through the grid: what is optimised is what ships.
 
-Each step adds the forget term and the retain terms over one mixed batch, computed with whole code moves applied to
-one of the base models in turn (full precision, and the quantized original), and updates the latent code moves with
-Adam. The reference of every retain term is the full-precision original.
+Each step adds the forget term and the retain terms over one mixed batch, computed with whole code moves
+applied to one of the base models in turn (full precision, and the quantized original), and updates the latent
+code moves with Adam. The reference of every retain term is the full-precision original.
 
 Shapes: see code_moves (edits) and scoring (batches).
 """
@@ -22,7 +22,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
-from gguf_forget.unlearning.objectives import divergence, negative_preference
+from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities, text_batch
 
 
@@ -63,25 +63,33 @@ def train(
     text: Sequence[Sequence[int]],
     *,
     objective: str,
-    targets: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+    margin: float,
     steps: int,
+    soft_share: float,
     learning_rate: float,
     weights: Weights,
     mixture: Mixture,
     npo_beta: float,
     seed: int,
+    optimizer_factory: Any = None,
     progress: Callable[[StepLosses], None] = lambda losses: None,
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
-    ``objective``: ``unknown_subject`` (KL to ``targets``, one for each example of ``forget``) or ``npo``.
+    ``objective``: ``unknown_subject`` (``targets``, the chance-level log-probability of each example of ``forget``, and
+    ``margin`` nats below it) or ``npo``.
     """
     generator = random.Random(seed)
     forget_source = cycle(range(len(forget)), generator)
     retain_source = retain_cycle(facts, retain, generator)
     text_source = cycle(text, generator)
     reference = bases[0]
-    optimizer = torch.optim.Adam([edit.latent for edit in edits], lr=learning_rate)
+    optimizer = (
+        optimizer_factory([edit.latent for edit in edits], lr=learning_rate)
+        if optimizer_factory
+        else torch.optim.Adam([edit.latent for edit in edits], lr=learning_rate)
+    )
     history = []
     for step in range(steps):
         model = bases[step % len(bases)]
@@ -93,27 +101,26 @@ def train(
             (weights.retain, answer_batch(list(islice(retain_source, mixture.retain)))),
             (weights.text, text_batch(list(islice(text_source, mixture.text)), every=mixture.text_every)),
         ]
+        hardness = 1.0 if soft_share <= 0 else min(1.0, step / (soft_share * steps))
         for edit in edits:
-            edit.refresh()
+            edit.refresh(hardness)
         with torch.no_grad():
             references = [log_probabilities(reference, batch) for _, batch in kept]
             if objective == "npo":
                 known = answer_log_probability(log_probabilities(reference, forget_batch), forget_batch)
-        values = []
+        values: list[float] = []
         with applied(model, edits):
-            log_probs = log_probabilities(model, forget_batch)
+            answer = answer_log_probability(log_probabilities(model, forget_batch), forget_batch)
             if objective == "npo":
-                loss = negative_preference(
-                    answer_log_probability(log_probs, forget_batch), known, beta=npo_beta
-                )
+                loss = negative_preference(answer, known, beta=npo_beta)
             else:
-                loss = divergence(torch.cat([targets[index] for index in chosen]), log_probs)
+                loss = chance_level(answer, targets[chosen], margin=margin)
             (weights.forget * loss).backward()
-            values.append(float(loss))
+            values.append(float(loss.detach()))
             for (weight, batch), expected in zip(kept, references, strict=True):
                 loss = divergence(expected, log_probabilities(model, batch))
                 (weight * loss).backward()
-                values.append(float(loss))
+                values.append(float(loss.detach()))
         if not all(value == value and abs(value) != float("inf") for value in values):
             raise EvaluationError(
                 f"training diverged at step {step + 1}: losses {values}",
@@ -122,8 +129,9 @@ def train(
         for edit in edits:
             edit.latent.grad = edit.latent_gradient()
         optimizer.step()
-        moved = sum(int((edit.delta.detach() != 0).sum()) for edit in edits)
-        history.append(StepLosses(step + 1, *values, moved))
+        moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
+        forget_loss, retain_loss, text_loss = values
+        history.append(StepLosses(step + 1, forget_loss, retain_loss, text_loss, moved))
         progress(history[-1])
     for edit in edits:
         edit.refresh()

@@ -1,0 +1,101 @@
+"""A Hugging Face directory to a GGUF, by llama.cpp's own converter.
+
+The converter is a program in llama-cpp-python's source distribution, not in the installed package. The one of
+the installed version is fetched once with pip and kept in the user's cache; nothing of it is part of this
+project.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from gguf_forget.errors import GgufForgetError, InputError
+
+PACKAGE = "llama-cpp-python"
+PROGRAM = "convert_hf_to_gguf.py"
+
+
+def cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gguf-forget" / f"llama.cpp-{version(PACKAGE)}"
+
+
+def _fetch(destination: Path) -> None:
+    """Put the converter of the installed version into ``destination``, whole or not at all."""
+    wanted = f"{PACKAGE}=={version(PACKAGE)}"
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent) as work:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+        command += ["--no-binary", PACKAGE, "--dest", work, wanted]
+        result = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+        if result.returncode != 0:  # the metadata step may want its build requirements after all
+            command.remove("--no-build-isolation")
+            result = subprocess.run(
+                command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            )
+        archives = list(Path(work).glob("*.tar.gz"))
+        if result.returncode != 0 or not archives:
+            raise GgufForgetError(
+                f"llama.cpp's converter ({wanted}) could not be fetched with pip",
+                cause=(result.stderr or result.stdout).strip()[-500:],
+                hint="give a GGUF instead of a directory, or make the package index reachable once",
+            )
+        unpacked = Path(work) / "converter"
+        with tarfile.open(archives[0]) as archive:
+            for member in archive.getmembers():
+                _, _, inner = member.name.partition("/vendor/llama.cpp/")
+                first = inner.split("/", 1)[0]
+                if first in (PROGRAM, "conversion", "gguf-py") and member.isfile():
+                    member.name = inner
+                    if hasattr(tarfile, "data_filter"):  # in patch releases of 3.10 and 3.11 only
+                        archive.extract(member, unpacked, filter="data")
+                    elif ".." not in inner.split("/"):
+                        archive.extract(member, unpacked)
+        if not (unpacked / PROGRAM).is_file():
+            raise GgufForgetError(
+                f"{archives[0].name} holds no {PROGRAM}", hint="give a GGUF instead of a directory"
+            )
+        shutil.rmtree(destination, ignore_errors=True)
+        os.replace(unpacked, destination)
+
+
+def convert_directory(directory: Path, out: Path) -> None:
+    """Write ``directory`` (config, tokenizer, safetensors) as an F32 GGUF at ``out``."""
+    if not (directory / "config.json").is_file():
+        raise InputError(
+            f"{directory} has no config.json, needed a Hugging Face model directory",
+            hint="give the directory that save_pretrained wrote, or a GGUF file",
+        )
+    converter = cache_directory()
+    if not (converter / PROGRAM).is_file():
+        _fetch(converter)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    command = [sys.executable, str(converter / PROGRAM), str(directory)]
+    command += ["--outtype", "f32", "--outfile", str(partial)]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+        if result.returncode != 0 or not partial.is_file():
+            lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
+            missing = re.search(r"No module named '([\w.]+)'", lines[-1]) if lines else None
+            raise InputError(
+                f"llama.cpp's converter refused {directory}",
+                cause="; ".join(lines[-2:])[-500:] or f"exit code {result.returncode}",
+                hint=f"pip install {missing[1]}"
+                if missing
+                else "the architecture or tokenizer may be unknown to this llama.cpp: give a GGUF instead",
+            )
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)

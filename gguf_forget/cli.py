@@ -1,0 +1,242 @@
+"""The command line: parse, call one thing, turn errors into exit codes.
+
+Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gguf_forget import __version__
+from gguf_forget.errors import GgufForgetError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STAGE_HELP = {
+    "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
+    "facts": "Check the facts against the tokenizer, and prepare plain text.",
+    "attribute": "Find the circuit that holds the facts (EAP-IG on MLP neurons).",
+    "unlearn": "Train code moves inside the circuit, through the grid that ships.",
+    "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
+    "verify": "Ask every file, original and unlearned, through llama.cpp.",
+    "report": "Apply the gates, print the table and verdict, write report.json and the model card.",
+}
+
+
+def _print_error(error: GgufForgetError) -> None:
+    first, *rest = error.message.splitlines() or [""]
+    lines = [f"error: {first}", *rest]
+    if error.cause:
+        lines.append(f"cause: {error.cause}")
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    click.echo("\n".join(lines), err=True)
+
+
+def _guarded(work: Callable[[], int], *, debug: bool) -> None:
+    """Run ``work`` and exit with its code; a known error prints as error / cause / hint, never as a traceback."""
+    try:
+        code = work()
+    except GgufForgetError as error:
+        if debug:
+            traceback.print_exc()
+        _print_error(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted: finished stages are kept, run the same command again to go on", err=True)
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        _print_error(
+            GgufForgetError(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="this is a fault of gguf-forget: run again with --debug and report what it prints",
+            )
+        )
+        code = 3
+    sys.exit(code)
+
+
+def _common(function: Command) -> Command:
+    for option in (
+        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document on stdout."),
+        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate.",
+)
+@click.version_option(__version__, prog_name="gguf-forget")
+def main() -> None:
+    """Make a language model forget facts, ship it as a GGUF, and prove on that file that they stay forgotten."""
+    # Threads that spin while they wait make PyTorch many times slower on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _show(outcome: Any, *, as_json: bool) -> None:
+    import json
+
+    from gguf_forget.report.terminal import print_report
+
+    if outcome.report is None:
+        if as_json:
+            document = {"schema_version": 1, "folder": str(outcome.folder), "stages": outcome.stages, "exit_code": 0}
+            click.echo(json.dumps(document))
+        return
+    if as_json:
+        click.echo(json.dumps(outcome.report, indent=2, sort_keys=True))
+    else:
+        print_report(outcome.report)
+
+
+def _plan(recipe: Any, folder: Path, until: str, *, as_json: bool) -> None:
+    import json
+
+    from gguf_forget.pipeline import STAGES, judged_files
+
+    stages = list(STAGES[: STAGES.index(until) + 1])
+    document = {
+        "schema_version": 1,
+        "folder": str(folder),
+        "stages": stages,
+        "files_judged": sorted(judged_files(recipe)) if "verify" in stages else [],
+        "recipe": recipe.resolved(),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
+        return
+    click.echo(f"would run in {folder}: {', '.join(stages)}")
+    if document["files_judged"]:
+        click.echo(f"would ask through llama.cpp: {', '.join(document['files_judged'])}")
+
+
+def _execute(
+    make_recipe: Callable[[Any], Any], folder: Path, until: str, *, dry_run: bool, as_json: bool, quiet: bool
+) -> int:
+    from gguf_forget.pipeline import run as run_pipeline
+    from gguf_forget.progress import progress_for
+
+    progress = progress_for(quiet=quiet)
+    recipe = make_recipe(progress)
+    if dry_run:
+        _plan(recipe, folder, until, as_json=as_json)
+        return 0
+    outcome = run_pipeline(recipe, folder, progress, until=until)
+    _show(outcome, as_json=as_json)
+    return int(outcome.exit_code)
+
+
+def _from_file(path: Path) -> Callable[[Any], Any]:
+    def make(_progress: Any) -> Any:
+        from gguf_forget.recipe import load_recipe
+
+        return load_recipe(path)
+
+    return make
+
+
+def _folder(recipe: Path, out: Path | None) -> Path:
+    return out if out is not None else recipe.with_suffix("").parent / "runs" / recipe.stem
+
+
+_RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+_OUT = click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory  [default: runs/NAME beside the recipe, NAME from the recipe's file name]",
+)
+
+
+@main.command()
+@_RECIPE
+@_OUT
+@_common
+def run(
+    recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Run the whole RECIPE: what is done and unchanged is skipped, an interrupted run goes on.
+
+    \b
+    Example:
+      gguf-forget run recipe.toml -o runs/mine
+    """
+    folder = _folder(recipe, out)
+    _guarded(
+        lambda: _execute(
+            _from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet
+        ),
+        debug=debug,
+    )
+
+
+def _stage_command(stage: str, text: str) -> click.Command:
+    @_RECIPE
+    @_OUT
+    @_common
+    def command(
+        recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
+    ) -> None:
+        folder = _folder(recipe, out)
+        _guarded(
+            lambda: _execute(
+                _from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet
+            ),
+            debug=debug,
+        )
+
+    command.__doc__ = (
+        f"{text}\n\nRuns RECIPE up to this stage; earlier stages that are done and unchanged are skipped."
+        f"\n\n\b\nExample:\n  gguf-forget {stage} recipe.toml"
+    )
+    return click.command(stage)(command)
+
+
+for _stage, _text in STAGE_HELP.items():
+    main.add_command(_stage_command(_stage, _text))
+
+
+@main.command()
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]"
+)
+@click.option("--widened", is_flag=True, help="The same model widened to 768: every matrix is a K-quant.")
+@_common
+def demo(
+    out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """SmolLM2-135M-Instruct forgets the capitals of Europe: the whole way on a model that comes with pip.
+
+    \b
+    Examples:
+      gguf-forget demo
+      gguf-forget demo --widened -o runs/widened
+    """
+    folder = out if out is not None else Path("runs") / ("demo-widened" if widened else "demo")
+
+    def make(progress: Any) -> Any:
+        from gguf_forget.demo.prepare import prepare_demo
+
+        return prepare_demo(folder, progress, widened=widened)
+
+    _guarded(
+        lambda: _execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug
+    )
+
+
+if __name__ == "__main__":
+    main()

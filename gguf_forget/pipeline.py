@@ -1,0 +1,277 @@
+"""The story: the stages in order, each skipped when its inputs are unchanged and its files whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gguf_forget import __version__
+from gguf_forget.errors import InputError
+from gguf_forget.progress import Progress
+from gguf_forget.recipe import Recipe
+from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
+
+STAGES = ("load", "stock", "facts", "agreement", "attribute", "unlearn", "export", "baseline", "verify", "report")
+LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
+BASELINE_TYPES = ("F32", "Q4_0")  # as trained, and as a plain export would ship it
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions that decide results: part of every stage's inputs."""
+    return {"gguf_forget": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the run is, what it decided (None when it stopped before the verdict), and the exit code."""
+
+    folder: Path
+    report: Mapping[str, Any] | None
+    exit_code: int
+    stages: tuple[str, ...]
+
+
+class _Run:
+    """One run under way: builds stages with their fingerprints and remembers their results."""
+
+    def __init__(self, recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.progress = progress
+        self.versions = tool_versions()
+        self.done: dict[str, StageResult] = {}
+
+    def path(self, stage: str) -> Path:
+        return self.done[stage].path
+
+    def stage(
+        self, name: str, build: Callable[[Path], object], *, after: tuple[str, ...] = (), **options: Any
+    ) -> StageResult:
+        """``options`` and the outputs of ``after`` decide the result; nothing else may."""
+        upstream = {stage: self.done[stage].outputs_hash for stage in after}
+        inputs = {"versions": self.versions, "options": options, "upstream": upstream}
+        result = self.directory.stage(name, inputs, lambda out: _discard(build(out)))
+        self.done[name] = result
+        self.progress.note(f"[{name}] {'unchanged, skipped' if result.skipped else 'done'}")
+        return result
+
+
+def _discard(_value: object) -> None:
+    return None
+
+
+def _input_hash(path: Path | None) -> str | None:
+    from gguf_forget.stages.load import directory_hash
+
+    if path is None:
+        return None
+    return directory_hash(path) if path.is_dir() else sha256_file(path)
+
+
+def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES[-1]) -> Outcome:
+    """Run every stage up to and including ``until``. Raises the errors of the stages; what was finished stays."""
+    if until not in STAGES:
+        raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
+    wanted = STAGES[: STAGES.index(until) + 1]
+    with RunDirectory(folder) as directory:
+        state = _Run(recipe, directory, progress)
+        for name in wanted:
+            _BUILDERS[name](state)
+        if "report" not in wanted:
+            return Outcome(folder, None, 0, tuple(state.done))
+        report = read_json(state.path("report") / "report.json")
+    return Outcome(folder, report, int(report["verdict"]["exit_code"]), tuple(state.done))
+
+
+def _load(state: _Run) -> None:
+    from gguf_forget.stages.load import load
+
+    model = state.recipe.model.path
+    state.stage("load", lambda out: load(model, out, state.progress), model=_input_hash(model), model_name=model.name)
+
+
+def _stock(state: _Run) -> None:
+    from gguf_forget.stages.load import quantize_stock
+
+    recipe = state.recipe
+    types = sorted({*recipe.export.types, recipe.unlearn.grid, *_baseline_types(recipe), "F16"} - {"F32"})
+    state.stage(
+        "stock",
+        lambda out: quantize_stock(state.path("load") / "template.gguf", types, out, state.progress),
+        after=("load",),
+        types=types,
+    )
+
+
+def _facts(state: _Run) -> None:
+    from gguf_forget.stages.facts import prepare_facts
+
+    recipe = state.recipe
+    options = {"perplexity_tokens": recipe.verify.perplexity_tokens, "seed": recipe.unlearn.seed}
+
+    def build(out: Path) -> None:
+        template = state.path("load") / "template.gguf"
+        prepare_facts(template, recipe.facts.path, recipe.text.path, out, state.progress, **options)
+
+    hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
+    state.stage("facts", build, after=("load",), **options, **hashes)
+
+
+def _agreement(state: _Run) -> None:
+    from gguf_forget.stages.verify import check_agreement
+
+    def build(out: Path) -> None:
+        template, f16 = state.path("load") / "template.gguf", state.path("stock") / "F16.gguf"
+        check_agreement(template, f16, state.path("facts"), out, state.progress)
+
+    state.stage("agreement", build, after=("load", "stock", "facts"))
+
+
+def _attribute(state: _Run) -> None:
+    from gguf_forget.stages.attribute import attribute
+
+    options = state.recipe.attribute
+
+    def build(out: Path) -> None:
+        attribute(state.path("load") / "template.gguf", state.path("facts"), options, out, state.progress)
+
+    state.stage("attribute", build, after=("load", "facts"), **asdict(options))
+
+
+def _unlearn(state: _Run) -> None:
+    from gguf_forget.stages.unlearn import unlearn
+
+    options = state.recipe.unlearn
+
+    def build(out: Path) -> None:
+        unlearn(
+            state.path("load") / "template.gguf",
+            state.path("stock") / f"{options.grid}.gguf",
+            state.path("facts"),
+            state.path("attribute") / "circuit.safetensors",
+            options,
+            out,
+            state.progress,
+        )
+
+    state.stage("unlearn", build, after=("load", "stock", "facts", "attribute"), **asdict(options))
+
+
+def _provenance(state: _Run) -> dict[str, str | int]:
+    model = read_json(state.path("load") / "model.json")
+    facts = read_json(state.path("facts") / "text.json")
+    summary = read_json(state.path("unlearn") / "unlearn.json")
+    circuit = read_json(state.path("attribute") / "circuit.json")
+    return {
+        "gguf_forget.version": __version__,
+        "gguf_forget.method": f"through-the-grid {summary['objective']} inside an EAP-IG circuit",
+        "gguf_forget.base_sha256": model["source_sha256"],
+        "gguf_forget.facts_sha256": facts["facts_sha256"],
+        "gguf_forget.circuit_neurons": circuit["neurons"],
+        "gguf_forget.edited_weights": summary["moved"],
+        "gguf_forget.trained_grid": summary["grid"],
+    }
+
+
+def _export(state: _Run) -> None:
+    from gguf_forget.stages.export import export
+
+    types = state.recipe.export.types
+
+    def build(out: Path) -> None:
+        export(
+            state.path("load") / "template.gguf",
+            state.path("stock"),
+            state.path("facts"),
+            state.path("unlearn") / "edit.safetensors",
+            types,
+            _provenance(state),
+            out,
+            state.progress,
+        )
+
+    state.stage("export", build, after=("load", "stock", "facts", "attribute", "unlearn"), types=list(types))
+
+
+def _baseline_types(recipe: Recipe) -> tuple[str, ...]:
+    return BASELINE_TYPES if recipe.verify.baselines else ()
+
+
+def _baseline(state: _Run) -> None:
+    from gguf_forget.stages.baseline import npo_baseline
+
+    recipe = state.recipe
+    types = _baseline_types(recipe)
+    if not types:
+        return
+
+    def build(out: Path) -> None:
+        template = state.path("load") / "template.gguf"
+        npo_baseline(template, state.path("facts"), types, out, state.progress, seed=recipe.unlearn.seed)
+
+    state.stage("baseline", build, after=("load", "facts"), types=list(types), seed=recipe.unlearn.seed)
+
+
+def judged_files(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """``variant/type`` to (stage, file inside it): every file that llama.cpp is asked about."""
+    files = {}
+    for file_type in recipe.export.types:
+        files[f"original/{file_type}"] = ("stock", f"{file_type}.gguf")
+        files[f"unlearned/{file_type}"] = ("export", f"unlearned.{file_type}.gguf")
+        if file_type != "F16":  # floating point: stock and bin-aware are the same weights
+            files[f"unlearned_stock/{file_type}"] = ("export", f"stock/{file_type}.gguf")
+    for file_type in _baseline_types(recipe):
+        files[f"npo_stock/{file_type}"] = ("baseline", f"{file_type}.gguf")
+        if file_type != "F32":
+            files[f"original/{file_type}"] = ("stock", f"{file_type}.gguf")
+    return files
+
+
+def score_stage(row: str) -> str:
+    return "score-" + row.lower().replace("/", "-")
+
+
+def _verify(state: _Run) -> None:
+    from gguf_forget.stages.verify import score
+
+    options = state.recipe.verify
+    settings = {"max_new_tokens": options.max_new_tokens, "retain_items": options.retain_items}
+    for row, (stage, name) in judged_files(state.recipe).items():
+        file = state.path(stage) / name
+
+        def build(out: Path, file: Path = file) -> None:
+            score(file, state.path("facts"), out, state.progress, threads=options.threads, **settings)
+
+        digest = state.done[stage].outputs[name]["sha256"]
+        state.stage(score_stage(row), build, after=("facts",), file=digest, **settings)
+
+
+def _report(state: _Run) -> None:
+    from gguf_forget.stages.report import report
+
+    recipe = state.recipe
+    rows = {row: state.path(score_stage(row)) for row in judged_files(recipe)}
+    stages = ("load", "facts", "agreement", "attribute", "unlearn", "export")
+
+    def build(out: Path) -> None:
+        report(recipe, {stage: state.path(stage) for stage in stages}, rows, state.versions, out)
+
+    after = (*stages, *(score_stage(row) for row in rows))
+    state.stage("report", build, after=after, recipe=recipe.resolved())
+
+
+_BUILDERS: dict[str, Callable[[_Run], None]] = {
+    "load": _load,
+    "stock": _stock,
+    "facts": _facts,
+    "agreement": _agreement,
+    "attribute": _attribute,
+    "unlearn": _unlearn,
+    "export": _export,
+    "baseline": _baseline,
+    "verify": _verify,
+    "report": _report,
+}

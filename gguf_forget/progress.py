@@ -1,0 +1,87 @@
+"""What a person sees while long work runs: bars on a terminal, plain lines when piped, nothing when quiet.
+
+Always on stderr; stdout is for data.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """The silent one, and the interface of the others."""
+
+    def note(self, text: str) -> None:
+        """One line about what happens now."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """While open, call the yielded function with the number of units done (and a short remark)."""
+
+        def advance(done: int = 1, remark: str = "") -> None:
+            return None
+
+        yield advance
+
+
+class LineProgress(Progress):
+    """For logs and pipes: a line at the start, every ten seconds, and at the end."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        started = shown = time.monotonic()
+        state = {"done": 0, "remark": ""}
+        self.note(f"{label} …")
+
+        def advance(done: int = 1, remark: str = "") -> None:
+            nonlocal shown
+            state["done"] += done
+            state["remark"] = remark or state["remark"]
+            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                self.note(f"{label} … {state['done']}/{total} {state['remark']}".rstrip())
+
+        yield advance
+        self.note(f"{label}: {time.monotonic() - started:.0f} s {state['remark']}".rstrip())
+
+
+class BarProgress(LineProgress):
+    """For a terminal: one bar a task."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[remark]}"),
+        )
+        with RichProgress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(label, total=total, remark="")
+
+            def advance(done: int = 1, remark: str = "") -> None:
+                if remark:
+                    bars.update(task, advance=done, remark=remark)
+                else:
+                    bars.update(task, advance=done)
+
+            yield advance
+
+
+def progress_for(*, quiet: bool) -> Progress:
+    if quiet:
+        return Progress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress()

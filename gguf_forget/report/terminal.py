@@ -1,0 +1,110 @@
+"""The report as a page of text: the verdict, the table, the gates, and what the numbers mean."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+NARROWEST = 100  # columns; a narrower pipe gets lines of this length rather than a broken table
+COLUMNS = (
+    # heading, key of the row, decimals
+    ("forget\ntrained", "forget_trained", 3),
+    ("forget\nheld out", "forget_held_out", 3),
+    ("rank\nheld out", "rank_held_out", 3),
+    ("answer\nlog p", "answer_log_probability", 2),
+    ("greedy\nanswer", "generation", 3),
+    ("retain\nsame", "retain_same", 3),
+    ("retain\nall", "retain_all", 3),
+    ("per-\nplexity", "perplexity", 2),
+)
+MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red")}
+
+
+def print_report(report: Mapping[str, Any], file: IO[str] | None = None, *, width: int | None = None) -> None:
+    """Print a report for a person; colour only on a terminal.
+
+    Args:
+        file: where to; None: standard output.
+        width: columns; None: the terminal's, at least 100 when it is none.
+    """
+    stream = file if file is not None else sys.stdout
+    terminal = stream.isatty()
+    columns = width or (shutil.get_terminal_size().columns if terminal else NARROWEST)
+    console = Console(file=stream, width=columns, force_terminal=terminal, highlight=False, soft_wrap=False)
+    render(report, console)
+
+
+def render(report: Mapping[str, Any], console: Console) -> None:
+    """The whole page on a console."""
+    verdict = report["verdict"]
+    colour = {0: "bold green", 1: "bold red"}.get(verdict["exit_code"], "bold yellow")
+    console.print(Text(verdict["sentence"], style=colour))
+    console.print()
+    console.print(_table(report))
+    _print_gates(verdict["gates"], console)
+    console.print()
+    console.print(Text(explanation(report), style="dim"))
+
+
+def explanation(report: Mapping[str, Any]) -> str:
+    """The footer: what the columns are, and what chance would give."""
+    first = report["rows"][0] if report["rows"] else {}
+    trained, held_out = first.get("forget_trained") or {}, first.get("forget_held_out") or {}
+    chance = held_out.get("chance") or trained.get("chance")
+    error = held_out.get("standard_error")
+    sizes = f"n = {trained.get('n', 0)} trained, {held_out.get('n', 0)} held out" + (
+        f", standard error {error:.3f} in the first row" if error is not None else ""
+    )
+    return (
+        f"Forgotten relations shown: {', '.join(report['headline']) or 'none'}. forget, retain: share of "
+        f"questions where the right answer is the most probable of its options "
+        f"({'chance ' + format(chance, '.2f') if chance else 'chance unknown'}; {sizes}). "
+        "held out: phrasings that no training saw. rank: how often the right answer beats another "
+        "answer of the relation, priors subtracted (chance 0.50; far below it the answer is avoided, "
+        "which tells it too). log p: log-probability of the forgotten answers on held-out phrasings, "
+        "nats. greedy answer: share of greedy texts, trained phrasings, that hold the answer. retain: "
+        "same = relations of the same name as a forgotten one, all = every kept relation. All figures "
+        "are llama.cpp's, on the file named."
+    )
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("file", overflow="fold", vertical="bottom")
+    table.add_column("type", no_wrap=True)
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["rows"]:
+        cells = [number(row.get(key), decimals) for _, key, decimals in COLUMNS]
+        shipped = row["variant"] == "unlearned"
+        table.add_row(Text(row["label"]), Text(row["file_type"]), *cells, style="bold" if shipped else None)
+    if not report["rows"]:
+        table.caption = "no file was scored"
+    return table
+
+
+def number(value: Any, decimals: int) -> str:
+    """A figure for a table cell, a dash for what was not measured."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def _print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
+    for gate in gates:
+        mark, colour = MARKS.get(gate["status"], ("?", "yellow"))
+        value = number(gate["value"], 3)
+        line = Text(mark, style=colour)
+        line.append(
+            f" {gate['file_type']:<7} {gate['name']}: {value}, needed {gate['bound']}", style="default"
+        )
+        console.print(line)
+        console.print(Padding(Text(gate["detail"], style="dim"), (0, 0, 0, 4)))

@@ -1,0 +1,89 @@
+"""Stage 2: the facts and plain text that every later stage uses, checked against the model's tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_forget.checkpoint.load import load_tokenizer, load_torch
+from gguf_forget.errors import InputError
+from gguf_forget.facts.schema import Fact, dump_facts, facts_hash, read_facts
+from gguf_forget.facts.text import HALVES, builtin_documents, chunks, file_documents, sample_model
+from gguf_forget.facts.tokens import encode_facts, split_tokens
+from gguf_forget.progress import Progress
+from gguf_forget.run_directory import read_json, write_json_atomically
+
+FACTS = "facts.jsonl"
+TEXT = "text.json"
+TRAIN_LENGTH, TRAIN_CHUNKS = 96, 256
+MEASURE_LENGTH = 256
+SAMPLES = 48
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Token chunks: ``train`` from text, ``samples`` from the original model itself, ``measure`` for perplexity."""
+
+    train: list[list[int]]
+    samples: list[list[int]]
+    measure: list[list[int]]
+
+
+def prepare_facts(
+    template: Path,
+    facts_path: Path,
+    text_path: Path | None,
+    out: Path,
+    progress: Progress,
+    *,
+    perplexity_tokens: int,
+    seed: int,
+) -> tuple[Fact, ...]:
+    """Write ``out``/facts.jsonl and ``out``/text.json.
+
+    Every prompt, answer and distractor is tokenized once here, so that an answer that tokenizes to nothing is found
+    before any training.
+    """
+    facts = read_facts(facts_path)
+    tokenize = load_tokenizer(template)
+    for held_out in (False, True):
+        encode_facts(facts, tokenize, held_out=held_out)
+    for fact in facts:
+        for wrong in fact.distractors:
+            split_tokens((fact.prompts + fact.held_out_prompts)[0], wrong, tokenize)
+    if not any(fact.prompts for fact in facts if fact.split == "forget"):
+        raise InputError(f"{facts_path}: no forget fact has a prompt to train on", hint="add prompts")
+    (out / FACTS).write_bytes(dump_facts(facts))
+    documents = {half: file_documents(text_path, half) if text_path else builtin_documents(half) for half in HALVES}
+    model = load_torch(template)
+    with progress.task("sampling from the original", SAMPLES) as advance:
+        samples = sample_model(model, count=SAMPLES, length=TRAIN_LENGTH, seed=seed, progress=advance)
+    text = PlainText(
+        train=chunks(documents["train"], tokenize, length=TRAIN_LENGTH, count=TRAIN_CHUNKS, seed=seed),
+        samples=samples,
+        measure=chunks(
+            documents["measure"],
+            tokenize,
+            length=MEASURE_LENGTH,
+            count=max(1, perplexity_tokens // MEASURE_LENGTH),
+            seed=seed,
+        ),
+    )
+    write_json_atomically(
+        out / TEXT,
+        {
+            "schema_version": 1,
+            "source": text_path.name if text_path else "pydoc_data.topics",
+            "facts_sha256": facts_hash(facts),
+            "train": text.train,
+            "samples": text.samples,
+            "measure": text.measure,
+        },
+    )
+    return facts
+
+
+def load_facts(folder: Path) -> tuple[tuple[Fact, ...], PlainText]:
+    """What :func:`prepare_facts` wrote."""
+    record = read_json(folder / TEXT)
+    return read_facts(folder / FACTS), PlainText(record["train"], record["samples"], record["measure"])

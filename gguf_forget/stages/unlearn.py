@@ -1,0 +1,178 @@
+"""Stage 4: train code moves of the circuit's neurons through the grid that ships."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gguf_forget.checkpoint.architecture import architecture
+from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.load import load_tokenizer, load_torch
+from gguf_forget.circuit.artifact import load_circuit
+from gguf_forget.circuit.selection import Circuit
+from gguf_forget.errors import EvaluationError
+from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
+from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.tokens import Example, encode_facts
+from gguf_forget.grids import codec_for
+from gguf_forget.progress import Progress
+from gguf_forget.recipe import UnlearnSection
+from gguf_forget.run_directory import write_json_atomically
+from gguf_forget.stages.facts import load_facts
+from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, applied
+from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
+from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
+from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+from gguf_forget.unlearning.unknown_subject import unknown_subject_targets
+
+EDIT = "edit.safetensors"
+SUMMARY = "unlearn.json"
+
+
+def _tensor_name(kind: str, role: str, layer: int) -> str:
+    names = architecture(kind)
+    return {"gate": names.gguf_gate, "up": names.gguf_up, "down": names.gguf_down}[role].format(layer)
+
+
+def grid_moves(stock: Path, circuit: Circuit, kind: str, *, floor: int) -> list[CodeMoves]:
+    """The trainable edit: for every layer of the circuit its neurons' codes on the grid of ``stock``."""
+    file = GgufFile(stock)
+    edits = []
+    for layer, neurons in enumerate(circuit.neurons):
+        if not len(neurons):
+            continue
+        for role in ROLES:
+            name = _tensor_name(kind, role, layer)
+            levels = codec_for(file.type_name(name)).decode(file.rows(name))
+            codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
+            if role == "down":
+                codes, steps = codes.T, steps.T
+            own = torch.from_numpy(np.ascontiguousarray(codes[neurons]))
+            edits.append(
+                CodeMoves(
+                    layer,
+                    role,
+                    torch.from_numpy(neurons),
+                    torch.from_numpy(np.ascontiguousarray(steps[neurons])),
+                    levels.lowest - own,
+                    levels.highest - own,
+                    floor=floor,
+                )
+            )
+    return edits
+
+
+def _fisher(
+    model: Any, edits: list[CodeMoves], examples: list[Example], count: int, seed: int, progress: Progress, label: str
+) -> list[torch.Tensor]:
+    drawn = random.Random(seed).sample(examples, min(count, len(examples)))
+
+    def loss(example: Example) -> torch.Tensor:
+        batch = answer_batch([example])
+        return -answer_log_probability(log_probabilities(model, batch), batch).sum()
+
+    with progress.task(f"Fisher of {label} facts", len(drawn)) as advance, applied(model, edits):
+        return diagonal_fisher(edits, [lambda e=e: loss(e) for e in drawn], progress=advance)
+
+
+def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list[Example]:
+    return [example for example in examples if facts[example.fact].split == split]
+
+
+def unlearn(
+    template: Path,
+    stock: Path,
+    facts_folder: Path,
+    circuit_path: Path,
+    options: UnlearnSection,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stock``: the original on the grid that is trained."""
+    facts, text = load_facts(facts_folder)
+    circuit, _, _ = load_circuit(circuit_path)
+    kind = GgufFile(template).text("general.architecture")
+    tokenize = load_tokenizer(template)
+    examples = encode_facts(facts, tokenize)
+    forget, retain = _split(facts, examples, "forget"), _split(facts, examples, "retain")
+    bases = [load_torch(path, bfloat16=True) for path in (template, stock)]
+    edits = grid_moves(stock, circuit, kind, floor=options.floor)
+
+    fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
+    fisher_forget = _fisher(bases[0], edits, forget, options.fisher_examples, options.seed, progress, "forgotten")
+    for edit, mask in zip(edits, projection(fisher_retain, fisher_forget, quantile=options.fisher_quantile), strict=True):
+        edit.allowed &= mask
+
+    targets = torch.zeros(len(forget))
+    if options.objective == "unknown_subject":
+        with progress.task("what the original says of an unknown subject", len(forget)) as advance:
+            targets = unknown_subject_targets(
+                bases[0],
+                facts,
+                forget,
+                examples,
+                first_token_subjects=48,
+                later_token_subjects=4,
+                seed=options.seed,
+                progress=advance,
+            )
+    with progress.task("training through the grid", options.steps) as advance:
+
+        def show(losses: StepLosses) -> None:
+            advance(
+                1,
+                f"forget {losses.forget:.2f} retain {losses.retain:.3f} text {losses.text:.3f} moved {losses.moved:,}",
+            )
+
+        history = train(
+            bases,
+            edits,
+            facts,
+            forget,
+            retain,
+            text.train + text.samples,
+            objective=options.objective,
+            targets=targets,
+            margin=options.margin,
+            steps=options.steps,
+            soft_share=options.soft_share,
+            learning_rate=options.learning_rate,
+            weights=Weights(options.forget_weight, options.retain_weight, options.text_weight),
+            mixture=Mixture(forget=options.batch_forget, retain=options.batch_retain),
+            npo_beta=options.npo_beta,
+            seed=options.seed,
+            progress=show,
+        )
+    found = [
+        NeuronEdit(
+            tensor=_tensor_name(kind, edit.role, edit.layer),
+            axis=COLUMNS if edit.role == "down" else ROWS,
+            neurons=edit.neurons.numpy(),
+            delta=edit.delta.detach().numpy(),
+            allowed=edit.allowed.numpy(),
+        )
+        for edit in edits
+    ]
+    moved = sum(edit.edited for edit in found)
+    if not moved:
+        raise EvaluationError("training moved no code at all", hint="raise unlearn.steps or unlearn.learning_rate")
+    save_edits(found, out / EDIT)
+    weights = sum(edit.allowed.size for edit in found)
+    write_json_atomically(
+        out / SUMMARY,
+        {
+            "schema_version": 1,
+            "objective": options.objective,
+            "grid": options.grid,
+            "steps": options.steps,
+            "circuit_weights": weights,
+            "frozen_by_projection": int(weights - sum(int(edit.allowed.sum()) for edit in found)),
+            "moved": moved,
+            "retain_bound_nats": retain_bound(fisher_retain, [edit.delta.detach() for edit in edits]),
+            "history": [vars(losses) for losses in history],
+        },
+    )

@@ -1,0 +1,1 @@
+"""Judging a GGUF: questions (:mod:`.probes`), numbers (:mod:`.metrics`), verdict (:mod:`.gates`)."""

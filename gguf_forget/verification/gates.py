@@ -1,0 +1,269 @@
+"""The gates a shipped file must pass, and the one verdict that follows from them. Pure: no I/O, no model.
+
+Knowledge of forgotten facts is compared with chance, kept knowledge and text with the stock-quantized
+original of the same type, and each quantized file with the unlearned full-precision one (the PTQ gap). A gate
+whose numbers are missing or not finite could not be evaluated, and that is never a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gguf_forget.verification.metrics import bootstrap_interval, mean, standard_error
+from gguf_forget.verification.scores import FileScores, Item
+
+PASSED, FAILED, UNKNOWN = "passed", "failed", "could not evaluate"
+EXIT_CODES = {"forgotten": 0, "not forgotten": 1, UNKNOWN: 3}
+FULL_PRECISION = ("F32", "F16", "BF16")
+TOLERANCE = 1e-9  # of a comparison: 0.85 − 0.82 is a hair above 0.03 in binary
+SEED = 0  # of the bootstrap: the same scores give the same words
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What a shipped file has to reach; the fields of a recipe's [gates]."""
+
+    forget_accuracy_above_chance: float = 0.10
+    rank_score_low: float = 0.30
+    rank_score_high: float = 0.60
+    generation: float = 0.0
+    retain_drop: float = 0.03
+    perplexity_ratio: float = 1.03
+    ptq_gap: float = 0.02
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One number against its bounds: passed when ``low <= value <= high``; None is no bound on that side."""
+
+    name: str
+    file_type: str
+    value: float | None
+    low: float | None
+    high: float | None
+    status: str
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        return self.status == PASSED
+
+    @property
+    def bound(self) -> str:
+        """The bounds in words, as ``≤ 0.35`` or ``0.30 – 0.60``."""
+        if self.low is None:
+            return "none" if self.high is None else f"≤ {self.high:.3g}"
+        return f"≥ {self.low:.3g}" if self.high is None else f"{self.low:.3g} – {self.high:.3g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``status`` is "forgotten", "not forgotten" or "could not evaluate"; ``exit_code`` 0, 1 or 3."""
+
+    status: str
+    exit_code: int
+    gates: tuple[Gate, ...]
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        gates = [{**asdict(gate), "passed": gate.passed, "bound": gate.bound} for gate in self.gates]
+        return {
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "sentence": self.sentence,
+            "gates": gates,
+        }
+
+
+def judge(
+    shipped: Mapping[str, FileScores],
+    originals: Mapping[str, FileScores],
+    *,
+    full_precision: FileScores | None,
+    limits: GateLimits,
+    headline: Sequence[str] | None = None,
+) -> Verdict:
+    """All gates of all shipped files, and the verdict.
+
+    Args:
+        shipped: file type -> scores of the shipped file.
+        originals: file type -> scores of the original, stock-quantized to that type.
+        full_precision: scores of the unlearned F16, the reference of the PTQ gap; a file of full precision
+            has no such gate.
+        headline: forgotten relations that the forget gates look at; None: all that the scores hold.
+    """
+    gates: list[Gate] = []
+    for file_type, scores in shipped.items():
+        relations = forgotten_relations(scores) if headline is None else tuple(headline)
+        if not relations:
+            nothing = "no forgotten fact was asked"
+            gates.append(_gate("forgotten relations", file_type, math.nan, None, 0.0, nothing))
+        for relation in relations:
+            gates += _forget_gates(scores, file_type, relation, limits)
+            if file_type not in FULL_PRECISION:
+                gates += _recovery_gates(scores, full_precision, file_type, relation, limits)
+        gates += _keep_gates(scores, originals.get(file_type), file_type, limits)
+    return conclude(gates)
+
+
+def conclude(gates: Sequence[Gate]) -> Verdict:
+    """The one rule: a gate failed, "not forgotten"; else one unknown or none at all, "could not evaluate".
+
+    A failure comes first because no missing number could turn it into a pass.
+    """
+    failed = [gate for gate in gates if gate.status == FAILED]
+    unknown = [gate for gate in gates if gate.status not in (PASSED, FAILED)]
+    files = ", ".join(dict.fromkeys(gate.file_type for gate in gates))
+    if failed:
+        status = "not forgotten"
+        sentence = f"NOT FORGOTTEN: {len(failed)} of {len(gates)} gates failed, {_named(failed)}."
+    elif unknown:
+        status = UNKNOWN
+        count = f"{len(unknown)} of {len(gates)} gates"
+        sentence = f"COULD NOT EVALUATE: {count} have no number, {_named(unknown)}."
+    elif not gates:
+        status, sentence = UNKNOWN, "COULD NOT EVALUATE: there is no gate, so nothing was shown."
+    else:
+        status, sentence = "forgotten", f"FORGOTTEN: all {len(gates)} gates hold on the shipped {files}."
+    return Verdict(status, EXIT_CODES[status], tuple(gates), sentence)
+
+
+def forgotten_relations(scores: FileScores) -> tuple[str, ...]:
+    """The relations that have facts to forget, in the order of the facts."""
+    return tuple(dict.fromkeys(item.relation for item in scores.items if item.split == "forget"))
+
+
+def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: GateLimits) -> list[Gate]:
+    held_out = scores.select("forget", {relation}, True)
+    chance = mean([item.chance for item in held_out])
+    ranks = scores.rank_wins(relation, True)
+    answers = [i for i in scores.select("forget", {relation}, False) if i.contained is not None]
+    told = sum(bool(item.contained) for item in answers)
+    return [
+        _gate(
+            f"forget accuracy, {relation}, held-out",
+            file_type,
+            mean([item.credit() for item in held_out]),
+            None,
+            chance + limits.forget_accuracy_above_chance,
+            f"{_spread([i.credit() for i in held_out], [i.fact for i in held_out])}; chance {chance:.2f}",
+        ),
+        _gate(
+            f"rank score, {relation}, held-out",
+            file_type,
+            scores.rank_score(relation, True),
+            limits.rank_score_low,
+            limits.rank_score_high,
+            f"{_spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+        ),
+        _gate(
+            f"greedy answers, {relation}, trained",
+            file_type,
+            mean([bool(item.contained) for item in answers]),
+            None,
+            limits.generation,
+            f"{told} of {len(answers)} hold the answer",
+        ),
+    ]
+
+
+def _recovery_gates(
+    scores: FileScores, reference: FileScores | None, file_type: str, relation: str, limits: GateLimits
+) -> list[Gate]:
+    accuracy, accuracy_detail = _paired_difference(
+        scores.select("forget", {relation}, True),
+        () if reference is None else reference.select("forget", {relation}, True),
+    )
+    here = scores.rank_score(relation, True)
+    there = math.nan if reference is None else reference.rank_score(relation, True)
+    excess = _above_chance(here) - _above_chance(there)
+    return [
+        _gate(f"PTQ gap, accuracy, {relation}", file_type, accuracy, None, limits.ptq_gap, accuracy_detail),
+        _gate(
+            f"PTQ gap, rank score, {relation}",
+            file_type,
+            excess,
+            None,
+            limits.ptq_gap,
+            f"excess over chance; rank score {_shown(here)}, in full precision {_shown(there)}",
+        ),
+    ]
+
+
+def _above_chance(rank: float) -> float:
+    return math.nan if math.isnan(rank) else max(0.0, rank - 0.5)
+
+
+def _keep_gates(
+    scores: FileScores, original: FileScores | None, file_type: str, limits: GateLimits
+) -> list[Gate]:
+    gates = []
+    kept = tuple(dict.fromkeys(item.relation for item in scores.items if item.split == "retain"))
+    forgotten = forgotten_relations(scores)
+    same = tuple(relation for relation in kept if relation in forgotten)
+    wanted = [("all kept relations", kept)]
+    if same or not kept:
+        wanted.append(("same relation", same))
+    for name, relations in wanted:
+        drop, detail = _paired_difference(
+            () if original is None else original.select("retain", relations),
+            scores.select("retain", relations),
+        )
+        gates.append(_gate(f"retain drop, {name}", file_type, drop, None, limits.retain_drop, detail))
+    before = math.nan if original is None else original.perplexity
+    ratio = scores.perplexity / before if before else math.nan
+    detail = f"{_shown(scores.perplexity)}, original {_shown(before)}, {sum(scores.chunk_tokens)} tokens"
+    if original is not None and original.chunk_tokens != scores.chunk_tokens:
+        ratio, detail = math.nan, "the two files were not read on the same text"
+    gates.append(_gate("perplexity ratio", file_type, ratio, None, limits.perplexity_ratio, detail))
+    return gates
+
+
+def _paired_difference(first: Sequence[Item], second: Sequence[Item]) -> tuple[float, str]:
+    """Mean credit of ``first`` − that of ``second`` over the same questions, and its spread in words."""
+    if not first or not second:
+        return math.nan, "one of the two files was not asked"
+    if [item.sha256 for item in first] != [item.sha256 for item in second]:
+        return math.nan, "the two files were not asked the same questions"
+    pairs = [(a.credit(), b.credit()) for a, b in zip(first, second, strict=True)]
+    a, b = mean([pair[0] for pair in pairs]), mean([pair[1] for pair in pairs])
+    difference = [one - other for one, other in pairs]
+    return a - b, f"{a:.3f} − {b:.3f}, {_spread(difference, [item.fact for item in first])}"
+
+
+def _spread(values: Sequence[float], facts: Sequence[int]) -> str:
+    """n, standard error and 95 % interval, both over facts: phrasings of one are no separate evidence."""
+    if not values:
+        return "n = 0"
+    labels = np.unique(np.asarray(facts), return_inverse=True)[1]
+    low, high = bootstrap_interval(values, SEED, clusters=labels)
+    error = standard_error(np.bincount(labels, weights=np.asarray(values, np.float64)) / np.bincount(labels))
+    return f"n = {len(values)} ({labels.max() + 1} facts), s.e. {error:.3f}, 95 % {low:.3f} to {high:.3f}"
+
+
+def _gate(
+    name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str
+) -> Gate:
+    if not all(bound is None or math.isfinite(bound) for bound in (low, high)) or not math.isfinite(value):
+        return Gate(name, file_type, _finite(value), _finite(low), _finite(high), UNKNOWN, detail)
+    holds = (low is None or value >= low - TOLERANCE) and (high is None or value <= high + TOLERANCE)
+    return Gate(name, file_type, value, low, high, PASSED if holds else FAILED, detail)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "not measured"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _named(gates: Sequence[Gate]) -> str:
+    names = [f"{gate.name} ({gate.file_type})" for gate in gates]
+    rest = len(names) - 2
+    return " and ".join(names[:2]) if rest <= 0 else f"{names[0]}, {names[1]} and {rest} more"

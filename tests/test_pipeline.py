@@ -1,0 +1,289 @@
+"""The whole way on a tiny random model with rows of 256: every stage, resume, interrupts, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny import build_tiny_gguf
+
+from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.cli import main
+from gguf_forget.facts.schema import Fact, dump_facts
+from gguf_forget.run_directory import sha256_file
+from gguf_forget.verification.scores import FileScores
+
+FORGET = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Austria": "Vienna", "Norway": "Oslo", "Greece": "Athens"}
+RETAIN = {"Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima", "Kenya": "Nairobi", "Cuba": "Havana", "Iraq": "Baghdad"}
+
+
+def facts() -> tuple[Fact, ...]:
+    result = []
+    for split, pairs in (("forget", FORGET), ("retain", RETAIN)):
+        cities = list(pairs.values())
+        for index, (country, city) in enumerate(pairs.items()):
+            wrong = tuple(cities[(index + k) % len(cities)] for k in (1, 2, 3))
+            prompts = (f"The capital of {country} is", f"{country} has the capital")
+            result.append(Fact(country, "capital", city, wrong, split, prompts, (f"Which city rules {country}?",)))
+    return tuple(result)
+
+
+RECIPE = """
+[model]
+path = "model.gguf"
+[facts]
+path = "facts.jsonl"
+[attribute]
+budget = 0.05
+integration_steps = 2
+layer_cap = 1.0
+[unlearn]
+steps = 6
+learning_rate = 0.3
+fisher_examples = 4
+batch_forget = 6
+batch_retain = 6
+grid = "Q4_K_M"
+[export]
+types = ["F16", "Q8_0", "Q4_K_M"]
+[verify]
+max_new_tokens = 4
+perplexity_tokens = 512
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, a model and facts, run once from start to end."""
+    folder = tmp_path_factory.mktemp("project")
+    # Trained on the facts themselves, so that different answers begin with different tokens.
+    texts = [f"{prompt} {fact.answer}." for fact in facts() for prompt in fact.prompts + fact.held_out_prompts]
+    build_tiny_gguf(folder / "model.gguf", texts=texts * 4)
+    (folder / "facts.jsonl").write_bytes(dump_facts(facts()))
+    (folder / "recipe.toml").write_text(RECIPE)
+    result = invoke("run", folder / "recipe.toml", "-o", folder / "done", "--quiet")
+    # A random model knows nothing: whatever the gates say is a verdict, 0 or 1, but never an error.
+    assert result.exit_code in (0, 1), result.output
+    return folder
+
+
+def invoke(*arguments: object):  # type: ignore[no-untyped-def]
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Every file of a run but the records that hold times, by SHA-256."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("stage.json", ".lock")
+    }
+
+
+def test_every_shipped_file_is_the_stock_file_plus_the_edit(project: Path) -> None:
+    run = project / "done"
+    edit = json.loads((run / "unlearn" / "unlearn.json").read_text())
+    export = json.loads((run / "export" / "export.json").read_text())
+    assert edit["moved"] > 0
+    assert edit["retain_bound_nats"] >= 0
+    for kind in ("F16", "Q8_0", "Q4_K_M"):
+        totals = export["files"][kind]["totals"]
+        assert totals["edited"] == edit["moved"]
+        assert totals["asked"] == totals["landed"] + totals["saturated"]
+        stock = GgufFile(run / "stock" / f"{kind}.gguf")
+        shipped = GgufFile(run / "export" / f"unlearned.{kind}.gguf")
+        assert export["files"][kind]["sha256"] == sha256_file(shipped.path)
+        changed = {
+            name
+            for name in stock.tensors
+            if not np.array_equal(
+                np.asarray(stock.tensor(name).data).view(np.uint8), np.asarray(shipped.tensor(name).data).view(np.uint8)
+            )
+        }
+        assert changed
+        assert all(name.split(".")[2].startswith("ffn_") and "norm" not in name for name in changed)
+        for key in stock.reader.fields:
+            if not key.startswith("GGUF."):
+                assert shipped.value(key) == stock.value(key)
+        assert shipped.value("gguf_forget.edited_weights") == edit["moved"]
+    # The grid that was trained is the grid that ships: every move lands as trained, no other code moves.
+    totals = export["files"]["Q4_K_M"]["totals"]
+    assert totals["landed"] == totals["moved"] == edit["moved"]
+    assert totals["saturated"] == totals["moved_by_compensation"] == 0
+
+
+def test_the_circuit_is_the_only_place_that_changed(project: Path) -> None:
+    run = project / "done"
+    from gguf_forget.circuit.artifact import load_circuit
+    from gguf_forget.export.edit import load_edits
+
+    circuit, forget, _ = load_circuit(run / "attribute" / "circuit.safetensors")
+    assert circuit.size == round(0.05 * forget.size)
+    for edit in load_edits(run / "unlearn" / "edit.safetensors"):
+        layer = int(edit.tensor.split(".")[1])
+        assert np.array_equal(edit.neurons, circuit.neurons[layer])
+        assert not edit.delta[~edit.allowed].any()
+
+
+def test_the_report_follows_from_the_scores(project: Path) -> None:
+    run = project / "done"
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert report["schema_version"] == 1
+    rows = {f"{row['variant']}/{row['file_type']}": row for row in report["rows"]}
+    assert set(rows) == {
+        *(f"original/{kind}" for kind in ("F16", "Q8_0", "Q4_K_M", "Q4_0")),
+        *(f"unlearned/{kind}" for kind in ("F16", "Q8_0", "Q4_K_M")),
+        *(f"unlearned_stock/{kind}" for kind in ("Q8_0", "Q4_K_M")),
+        *(f"npo_stock/{kind}" for kind in ("F32", "Q4_0")),
+    }
+    scores = FileScores.from_json(json.loads((run / "score-unlearned-q4_k_m" / "scores.json").read_text()))
+    row = rows["unlearned/Q4_K_M"]
+    assert row["forget_held_out"]["value"] == pytest.approx(scores.accuracy("forget", held_out=True))
+    assert row["forget_held_out"]["n"] == 6
+    assert row["perplexity"] == pytest.approx(scores.perplexity)
+    statuses = {gate["status"] for gate in report["verdict"]["gates"]}
+    assert report["verdict"]["exit_code"] == (1 if "failed" in statuses else 0)
+    card = (run / "report" / "MODEL_CARD.md").read_text()
+    assert report["verdict"]["sentence"].split(":")[0] in card
+    assert "Paris" not in card  # what was forgotten is not told again
+
+
+def test_a_second_run_does_nothing_and_says_the_same(project: Path) -> None:
+    before = outputs(project / "done")
+    result = invoke("run", project / "recipe.toml", "-o", project / "done")
+    assert result.stderr.count("unchanged, skipped") == 20
+    assert "done" not in [line.split("] ")[-1] for line in result.stderr.splitlines()]
+    assert outputs(project / "done") == before
+
+
+def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    invoke("run", project / "recipe.toml", "-o", tmp_path / "again", "--quiet")
+    assert outputs(tmp_path / "again") == outputs(project / "done")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gguf_forget.stages.load.check_token_agreement",
+        "gguf_forget.stages.facts.sample_model",
+        "gguf_forget.stages.attribute.select_neurons",
+        "gguf_forget.unlearning.trainer.chance_level",
+        "gguf_forget.stages.export.mlp_hessians",
+        "gguf_forget.export.ship._read_back",
+        "gguf_forget.stages.verify.probe_file",
+        "gguf_forget.stages.report.build_model_card",
+    ],
+)
+def test_an_interrupt_anywhere_leaves_a_run_that_ends_the_same(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Ctrl-C inside each stage: exit 130, no partial folder, and the next run ends in the very same bytes."""
+    module, _, name = place.rpartition(".")
+    import importlib
+
+    original = getattr(importlib.import_module(module), name)
+    calls = 0
+
+    def interrupt_second(*arguments, **options):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(place, interrupt_second)
+    first = invoke("run", project / "recipe.toml", "-o", run, "--quiet")
+    assert first.exit_code == 130
+    assert "run the same command again" in first.stderr
+    assert not list(run.glob(".*partial*"))
+    second = invoke("run", project / "recipe.toml", "-o", run, "--quiet")
+    assert second.exit_code in (0, 1), second.output
+    assert calls > 1
+    assert outputs(run) == outputs(project / "done")
+
+
+def bad(folder: Path, **changes: str) -> str:
+    """The recipe with some values replaced, as a file beside the model."""
+    text = RECIPE
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    (folder / "bad.toml").write_text(text)
+    return str(folder / "bad.toml")
+
+
+def write_facts(folder: Path, *lines: str) -> None:
+    (folder / "facts.jsonl").write_text("\n".join(lines))
+
+
+GOOD = json.dumps(
+    {"subject": "a", "answer": "b", "distractors": ["c", "d"], "split": "forget", "prompts": ["The capital of a is"]}
+)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "model.gguf").unlink(), "model.gguf"),
+        (lambda f: (f / "facts.jsonl").unlink(), "facts.jsonl"),
+        (lambda f: write_facts(f), "no fact with split 'forget'"),
+        (lambda f: write_facts(f, GOOD, "{broken"), "line 2: not JSON"),
+        (lambda f: write_facts(f, GOOD.replace("forget", "other")), "line 1: split is 'other'"),
+        (lambda f: write_facts(f, GOOD.replace('"b"', '" "')), "line 1: answer is ' '"),
+        (lambda f: (f / "model.gguf").write_bytes((f / "model.gguf").read_bytes()[:-4000]), "model.gguf"),
+        (lambda f: (f / "model.gguf").write_bytes((f / "model.gguf").read_bytes()[:1000]), "model.gguf"),
+        (lambda f: (f / "model.gguf").write_bytes(b"PK\x03\x04 not a model"), "model.gguf"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_exit_code_2(project: Path, tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+    for name in ("model.gguf", "facts.jsonl", "recipe.toml"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    spoil(tmp_path)
+    result = invoke("run", tmp_path / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    leftovers = [path for path in (tmp_path / "run").rglob("*") if "partial" in path.name or "tmp" in path.name]
+    assert leftovers == []
+
+
+def test_an_unknown_architecture_is_refused_by_name(project: Path, tmp_path: Path) -> None:
+    raw = (project / "model.gguf").read_bytes()
+    (tmp_path / "model.gguf").write_bytes(raw.replace(b"llama", b"mamba"))
+    (tmp_path / "facts.jsonl").write_bytes((project / "facts.jsonl").read_bytes())
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    result = invoke("run", tmp_path / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2
+    assert "architecture 'mamba' is not supported" in result.stderr
+
+
+def test_each_stage_is_a_command_that_stops_there(project: Path, tmp_path: Path) -> None:
+    result = invoke("attribute", project / "recipe.toml", "-o", tmp_path / "run", "--quiet", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "schema_version": 1,
+        "folder": str(tmp_path / "run"),
+        "exit_code": 0,
+        "stages": ["load", "stock", "facts", "agreement", "attribute"],
+    }
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == [
+        "agreement",
+        "attribute",
+        "facts",
+        "load",
+        "stock",
+    ]
+
+
+def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
+    result = invoke("run", project / "recipe.toml", "-o", tmp_path / "run", "--dry-run", "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["recipe"]["unlearn"]["steps"] == 6
+    assert "unlearned/Q4_K_M" in document["files_judged"]
+    assert not (tmp_path / "run").exists()

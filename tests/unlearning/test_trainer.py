@@ -1,0 +1,167 @@
+"""Training on the random model: deterministic, inside its mask, on the grid, and in the right direction."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny_edits import dense_copy, make_edits
+
+from gguf_forget.errors import EvaluationError
+from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.tokens import Example
+from gguf_forget.unlearning.code_moves import CodeMoves
+from gguf_forget.unlearning.dense import train_dense_npo
+from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
+from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+
+FACTS = [
+    Fact(f"s{i}", "capital" if i < 6 else "currency", "a", ("b",), "forget" if i < 3 else "retain", ("p",))
+    for i in range(9)
+]
+EXAMPLES = [Example((300 + i, 20, 21, 400 + 2 * i, 401 + 2 * i), 3, i, 0) for i in range(9)]
+FORGET, RETAIN = EXAMPLES[:3], EXAMPLES[3:]
+TEXT = [[50 + (7 * i + 3 * k) % 200 for k in range(16)] for i in range(4)]
+
+
+def run(bases: list[Any], edits: list[CodeMoves], **changes: Any) -> list[StepLosses]:
+    arguments: dict[str, Any] = {
+        "objective": "npo",
+        "targets": torch.full((len(FORGET),), -30.0),
+        "margin": 0.0,
+        "steps": 8,
+        "soft_share": 0.0,
+        "learning_rate": 0.4,
+        "weights": Weights(),
+        "mixture": Mixture(forget=3, retain=4, text=2),
+        "npo_beta": 0.1,
+        "seed": 0,
+    }
+    return train(bases, edits, FACTS, FORGET, RETAIN, TEXT, **{**arguments, **changes})
+
+
+def answers(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        batch = answer_batch(FORGET)
+        return answer_log_probability(log_probabilities(model, batch), batch)
+
+
+def test_the_same_seed_gives_the_same_moves_bit_for_bit(tiny_model: Any) -> None:
+    found = [make_edits() for _ in range(3)]
+    histories = [run([tiny_model], edits, seed=seed) for edits, seed in zip(found, (4, 4, 5), strict=True)]
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+    for first, second in zip(found[0], found[1], strict=True):
+        assert torch.equal(first.latent, second.latent)
+        assert torch.equal(first.delta, second.delta)
+    assert any(not torch.equal(a.delta, b.delta) for a, b in zip(found[0], found[2], strict=True))
+
+
+@pytest.mark.parametrize("objective", ["npo", "unknown_subject"])
+def test_forgetting_gets_better_and_the_weights_say_so(tiny_model: Any, objective: str) -> None:
+    edits = make_edits()
+    told: list[StepLosses] = []
+    history = run([tiny_model], edits, objective=objective, steps=16, progress=told.append)
+    assert told == history
+    assert [losses.step for losses in history] == list(range(1, 17))
+    assert history[0].retain == pytest.approx(0, abs=1e-5)
+    assert history[0].text == pytest.approx(0, abs=1e-5)
+    assert history[-1].moved > 0
+    assert history[-1].forget < history[0].forget - 0.5
+    edited = dense_copy(tiny_model, edits)  # what ships, without hooks
+    assert float((answers(edited) - answers(tiny_model)).mean()) < -0.5
+
+
+def test_the_retain_terms_hold_the_kept_answers(tiny_model: Any) -> None:
+    def kept(weights: Weights) -> tuple[float, float]:
+        history = run([tiny_model], make_edits(), steps=16, weights=weights)
+        return history[-1].retain, history[-1].text
+
+    free, held = kept(Weights(retain=0.0, text=0.0)), kept(Weights(retain=30.0, text=30.0))
+    assert held[0] < 0.5 * free[0]
+    assert held[1] < 0.5 * free[1]
+
+
+@pytest.mark.parametrize("soft_share", [0.0, 0.6])
+def test_nothing_moves_outside_the_mask_and_the_bases_stay_bit_identical(
+    tiny_model: Any, soft_share: float
+) -> None:
+    bases = [copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)]
+    edits = make_edits()
+    for edit in edits[:3]:
+        edit.allowed[:, ::2] = False
+    edits[4].allowed[:] = False
+    run(bases, edits, soft_share=soft_share)
+    for edit in edits:
+        assert edit.delta[~edit.allowed].eq(0).all()
+        assert edit.latent[~edit.allowed].eq(0).all()
+        moves = edit.moves()
+        assert torch.equal(edit.delta.detach(), moves * edit.step)
+        assert torch.equal(moves, moves.round())
+        assert ((edit.lowest <= moves) & (moves <= edit.highest)).all()
+    assert edits[4].delta.eq(0).all()
+    assert sum(int(edit.delta.ne(0).sum()) for edit in edits) > 0
+    for base in bases:
+        for (name, own), original in zip(base.named_parameters(), tiny_model.parameters(), strict=True):
+            assert torch.equal(own, original), name
+            assert own.grad is None
+        assert not any(module._forward_hooks for module in base.modules())
+
+
+def test_a_floor_of_two_makes_no_single_step(tiny_model: Any) -> None:
+    edits = make_edits(floor=2)
+    run([tiny_model], edits, steps=12)
+    sizes = torch.cat([edit.moves().abs().flatten() for edit in edits])
+    assert set(sizes.int().tolist()) >= {0, 2}
+    assert 1 not in sizes.int().tolist()
+
+
+def test_bases_take_turns(tiny_model: Any) -> None:
+    """The second base counts: with one that already forgot, every other step starts from another loss."""
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.model.embed_tokens.weight[400:406] -= 0.3 * other.model.embed_tokens.weight[300:303].mean(dim=0)
+    history = run([tiny_model, other], make_edits(), learning_rate=0.0, steps=4, mixture=Mixture(3, 6, 4, 1))
+    assert history[0].retain == pytest.approx(0, abs=1e-5)
+    assert history[1].retain > 1e-4  # the reference is the first base, also for the second
+    assert history[2].retain == pytest.approx(0, abs=1e-5)
+    assert history[3].retain > 1e-4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_end_the_run(tiny_model: Any, bad: float) -> None:
+    broken = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = bad
+    with pytest.raises(EvaluationError, match="training diverged at step 1: losses"):
+        run([broken], make_edits())
+    assert not any(module._forward_hooks for module in broken.modules())
+
+
+def test_dense_training_forgets_in_a_copy(tiny_model: Any) -> None:
+    before = [parameter.clone() for parameter in tiny_model.parameters()]
+    told: list[int] = []
+    trained = [
+        train_dense_npo(
+            tiny_model,
+            FACTS,
+            FORGET,
+            RETAIN,
+            steps=5,
+            learning_rate=1e-3,
+            batch=3,
+            seed=0,
+            progress=told.append,
+        )
+        for _ in range(2)
+    ]
+    assert told == [1] * 10
+    assert float((answers(trained[0]) - answers(tiny_model)).max()) < -0.5
+    for own, original in zip(tiny_model.parameters(), before, strict=True):
+        assert torch.equal(own, original)
+        assert not own.requires_grad
+    for first, second in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        assert torch.equal(first, second)
+        assert not first.requires_grad

@@ -1,0 +1,164 @@
+"""Every metric against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gguf_forget.errors import EvaluationError
+from gguf_forget.verification.metrics import (
+    bootstrap_interval,
+    choice_credits,
+    contains_answer,
+    four_way_accuracy,
+    four_way_accuracy_normalised,
+    perplexity,
+    prior_corrected_rank_score,
+    rank_score,
+    rank_wins,
+    recovery_rate,
+    standard_error,
+)
+
+
+def test_ties_at_the_top_count_one_over_their_number() -> None:
+    right = [-1.0, -2.0, -3.0, -4.0]
+    distractors = [[-2, -3, -4], [-1, -3, -4], [-3, -5, -6], [-4, -4, -4]]
+    assert choice_credits(right, distractors).tolist() == [1.0, 0.0, 0.5, 0.25]
+    assert four_way_accuracy(right, distractors) == 1.75 / 4
+
+
+def test_a_tie_below_the_top_counts_nothing() -> None:
+    assert choice_credits([-2.0], [[-1.0, -2.0]]).tolist() == [0.0]
+
+
+def test_scores_that_are_not_finite_are_never_a_credit() -> None:
+    credits = choice_credits([math.nan, -1.0, math.inf], [[-2.0], [math.nan], [-1.0]])
+    assert np.isnan(credits).all()
+
+
+def test_no_items_have_no_accuracy() -> None:
+    assert math.isnan(four_way_accuracy(np.empty(0), np.empty((0, 3))))
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(EvaluationError, match=r"\(2,\) and distractors \(1, 3\)"):
+        choice_credits([0, 0], [[1, 2, 3]])
+
+
+def test_length_normalised_divides_by_the_tokens_of_each_option() -> None:
+    right, distractors = [-6.0], [[-4.0, -9.0, -9.0]]
+    assert four_way_accuracy(right, distractors) == 0.0
+    assert four_way_accuracy_normalised(right, distractors, [3], [[1, 2, 3]]) == 1.0  # −2 beats −4, −4.5, −3
+
+
+def test_the_prior_of_an_answer_is_taken_off() -> None:
+    # Whoever is asked about, the model prefers candidate 0; beyond that it knows every answer.
+    scores = np.array([[0.0, -5.0, -6.0], [-1.0, -4.0, -6.0], [-1.0, -5.0, -5.0]])
+    right = [0, 1, 2]
+    assert rank_score(scores, right) == pytest.approx((1.0 + 0.5 + 0.25) / 3)
+    assert prior_corrected_rank_score(scores, right) == 1.0
+
+
+def test_rank_wins_of_one_subject_by_hand() -> None:
+    scores = [[-1.0, -2.0, -1.0, 0.0], [-1.0, -2.0, -1.0, 0.0]]
+    # Candidate 0 beats 1, ties with 2, loses to 3.
+    assert rank_wins(scores, [0, 3], prior_corrected=False).tolist() == [0.5, 1.0]
+    # Every subject alike: after the priors are gone all is a tie.
+    assert rank_wins(scores, [0, 3]).tolist() == [0.5, 0.5]
+
+
+def test_candidates_of_the_same_text_are_not_compared_with_the_right_one() -> None:
+    scores = [[-1.0, -0.5, -2.0]]
+    assert rank_wins(scores, [0], prior_corrected=False).tolist() == [0.5]
+    assert rank_wins(scores, [0], prior_corrected=False, texts=["euro", "euro", "franc"]).tolist() == [1.0]
+    assert np.isnan(rank_wins(scores, [0], texts=["euro", "euro", "euro"])).all()
+
+
+def test_an_avoided_answer_falls_below_chance() -> None:
+    assert prior_corrected_rank_score(-np.eye(4), range(4)) == 0.0
+    assert prior_corrected_rank_score(np.eye(4), range(4)) == 1.0
+
+
+def test_random_scores_give_chance() -> None:
+    scores = np.random.default_rng(0).standard_normal((400, 400))
+    assert prior_corrected_rank_score(scores, range(400)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_rank_score_with_a_hole_is_not_a_number() -> None:
+    assert math.isnan(prior_corrected_rank_score([[0.0, math.nan], [0.0, 1.0]], [0, 1]))
+    assert math.isnan(prior_corrected_rank_score(np.empty((0, 3)), []))
+
+
+def test_a_right_answer_outside_the_candidates_is_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"right holds 0 … 2, needed 0 … 1"):
+        rank_wins([[0.0, 1.0], [0.0, 1.0]], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" Paris, of course.", "Paris"),
+        ("it is PARIS", "paris"),
+        ("São Tomé", "Sao Tome"),
+        ("Sao  Tome!", "São Tomé"),
+        ("the Washington\nD.C. area", "Washington, D.C."),
+        ("Łódź", "Lodz"),
+        ("Tórshavn", "Torshavn"),
+        ("STRASSE", "Straße"),
+        ("日本の首都は東京です", "東京"),
+        ("수도는 서울입니다", "서울"),
+        ("an arrow → here", "→"),
+        ("Ko\u0308ln", "Köln"),
+    ],
+)
+def test_an_answer_is_found_whatever_its_spelling(text: str, answer: str) -> None:
+    assert contains_answer(text, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("Romeo", "Rome"), ("in Berlingen", "Berlin"), ("", "Oslo"), ("San Jose", "San Juan"), ("text", "→")],
+)
+def test_another_word_is_no_answer(text: str, answer: str) -> None:
+    assert not contains_answer(text, answer)
+
+
+def test_perplexity_is_the_exponential_of_nats_a_token() -> None:
+    assert perplexity(math.log(20)) == pytest.approx(20)
+    assert perplexity(1e6) == math.inf
+
+
+def test_the_bootstrap_of_a_coin_is_near_the_normal_interval() -> None:
+    low, high = bootstrap_interval([0.0, 1.0] * 50, seed=1)
+    assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
+    assert high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
+    assert bootstrap_interval([0.0, 1.0] * 50, seed=1) == (low, high)
+    assert bootstrap_interval([0.3] * 9, seed=0) == pytest.approx((0.3, 0.3))
+
+
+def test_whole_clusters_are_drawn() -> None:
+    values = [0.0] * 8 + [1.0] * 8
+    # Two clusters: a mean of 0 or 1 comes up in a quarter of the draws each.
+    assert bootstrap_interval(values, seed=0, clusters=[7] * 8 + [9] * 8) == (0.0, 1.0)
+    low, high = bootstrap_interval(values, seed=0)
+    assert 0 < low < 0.5 < high < 1
+
+
+def test_an_interval_of_nothing_is_not_a_number() -> None:
+    assert all(map(math.isnan, bootstrap_interval([], seed=0)))
+    assert all(map(math.isnan, bootstrap_interval([1.0, math.nan], seed=0)))
+
+
+def test_standard_error_by_hand() -> None:
+    assert standard_error([0.0, 1.0, 0.0, 1.0]) == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert math.isnan(standard_error([1.0]))
+
+
+def test_recovery_rate_by_hand() -> None:
+    # 0.32 in full precision, 0.50 after rounding, the quantized original has 0.92: 0.18 of 0.60 came back.
+    assert recovery_rate(0.50, 0.32, 0.92) == pytest.approx(0.3)
+    assert recovery_rate(0.26, 0.32, 0.92) == pytest.approx(-0.1)
+    assert math.isnan(recovery_rate(0.5, 0.5, 0.5))

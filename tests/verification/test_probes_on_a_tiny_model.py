@@ -1,0 +1,195 @@
+"""probe_file on a random model, against questions asked one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import build_tiny_gguf
+
+from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.facts.schema import Fact
+from gguf_forget.llama.scorer import Scorer
+from gguf_forget.verification.metrics import contains_answer, four_way_accuracy, prior_corrected_rank_score
+from gguf_forget.verification.probes import plan_questions, probe_file
+from gguf_forget.verification.scores import FileScores, GroupKey, recompute
+
+CITIES = {
+    "Aland": "Xan",
+    "Borland": "Yor",
+    "Cirland": "Zuma",
+    "Dorland": "Wek",
+    "Eland": "Vilo",
+    "Farland": "Utah",
+}
+
+
+def fact(subject: str, answer: str, split: str) -> Fact:
+    others = [city for city in CITIES.values() if city != answer]
+    return Fact(
+        subject,
+        "capital",
+        answer,
+        tuple(others[:3]),
+        split,
+        (f"The capital of {subject} is", f"{subject} has its capital at"),
+        (f"The seat of {subject} is",),
+    )
+
+
+FACTS = tuple(fact(s, a, "forget" if i < 3 else "retain") for i, (s, a) in enumerate(CITIES.items())) + tuple(
+    Fact(s, "coin", "crown" if s < "D" else "dollar", ("franc", "mark"), "retain", (f"{s} pays in",))
+    for s in CITIES
+)
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorer]:
+    path = build_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", hidden=64, feed_forward=128)
+    with Scorer(Path(path), threads=1, cells=512, batch=256) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def chunks(scorer: Scorer) -> list[list[int]]:
+    tokens = scorer.tokenize("The river runs through the old town and under three bridges. " * 3)
+    return [tokens[:9], tokens[9:20]]
+
+
+@pytest.fixture(scope="module")
+def scores(scorer: Scorer, chunks: list[list[int]]) -> FileScores:
+    return probe_file(scorer, FACTS, chunks, max_new_tokens=4, rank_candidates=40)
+
+
+def alone(scorer: Scorer, prompt: str, answer: str) -> float:
+    """Σ log p of the answer, from the whole sequence on its own."""
+    before, whole = scorer.tokenize(prompt), scorer.tokenize(f"{prompt} {answer}")
+    return float(scorer.sequence_log_probabilities([whole])[0][len(before) - 1 :].sum())
+
+
+def test_every_phrasing_of_every_fact_is_asked_once(scores: FileScores) -> None:
+    sizes = {group.key: group.n for group in scores.groups}
+    assert sizes == {
+        GroupKey("capital", "forget", False, 0): 3,
+        GroupKey("capital", "forget", False, 1): 3,
+        GroupKey("capital", "forget", True, 0): 3,
+        GroupKey("capital", "retain", False, 0): 3,
+        GroupKey("capital", "retain", False, 1): 3,
+        GroupKey("capital", "retain", True, 0): 3,
+        GroupKey("coin", "retain", False, 0): 6,
+    }
+
+
+def test_a_group_has_the_figures_of_questions_asked_one_by_one(scorer: Scorer, scores: FileScores) -> None:
+    facts = FACTS[:3]
+    prompts = [fact.held_out_prompts[0] for fact in facts]
+    right = [alone(scorer, p, f.answer) for p, f in zip(prompts, facts, strict=True)]
+    wrong = [[alone(scorer, p, d) for d in f.distractors] for p, f in zip(prompts, facts, strict=True)]
+    candidates = [[alone(scorer, p, f.answer) for f in facts] for p in prompts]
+    group = next(g for g in scores.groups if g.key == GroupKey("capital", "forget", True, 0))
+    assert group.accuracy == four_way_accuracy(right, wrong)
+    assert group.answer_log_probability == pytest.approx(np.mean(right), abs=1e-3)
+    assert group.rank_score == pytest.approx(prior_corrected_rank_score(candidates, range(3)))
+    assert (group.rank_subjects, group.rank_candidates, group.chance) == (3, 3, 0.25)
+    assert scores.rank_score("capital", True) == group.rank_score
+    assert scores.accuracy("forget", {"capital"}, True) == group.accuracy
+
+
+def test_greedy_answers_are_asked_for_forgotten_facts_only(scorer: Scorer, scores: FileScores) -> None:
+    for item in scores.items:
+        if item.split == "retain":
+            assert item.generated_sha256 is None
+            assert item.contained is None
+            continue
+        asked = FACTS[item.fact]
+        prompt = asked.phrasings(item.held_out)[item.phrasing]
+        text = scorer.detokenize(scorer.generate_greedy([scorer.tokenize(prompt)], max_new_tokens=4)[0])
+        assert item.generated_sha256 == hashlib.sha256(text.encode()).hexdigest()
+        assert item.contained == contains_answer(text, asked.answer)
+
+
+def test_perplexity_is_that_of_the_chunks(
+    scorer: Scorer, scores: FileScores, chunks: list[list[int]]
+) -> None:
+    values = np.concatenate([scorer.sequence_log_probabilities([chunk])[0] for chunk in chunks])
+    assert scores.chunk_tokens == (8, 10)
+    assert scores.perplexity == pytest.approx(math.exp(-values.mean()), rel=1e-4)
+
+
+def test_relations_whose_answers_repeat_are_ranked_over_distinct_answers(scores: FileScores) -> None:
+    group = next(g for g in scores.groups if g.relation == "coin")
+    assert (group.rank_subjects, group.rank_candidates) == (6, 2)
+    assert group.chance == pytest.approx(1 / 3)
+
+
+def test_scores_survive_json_and_can_be_recomputed_from_it(scores: FileScores) -> None:
+    document = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert FileScores.from_json(document) == scores
+    read = FileScores.from_json(document)
+    assert recompute(read.items, read.ranks) == scores.groups
+    pooled = [
+        four_way_accuracy([i.answer_log_probability], [i.option_log_probabilities[1:]]) for i in read.items
+    ]
+    assert np.mean(pooled[:9]) == scores.accuracy("forget")
+
+
+def test_a_changed_figure_is_noticed(scores: FileScores) -> None:
+    document = scores.to_json()
+    document["groups"][0]["accuracy"] = 0.25 + document["groups"][0]["accuracy"] / 2
+    with pytest.raises(EvaluationError, match="do not add up"):
+        FileScores.from_json(document)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"schema_version": 2}, {"items": [{}]}, {"text": {}}, {"groups": [{"n": 1}]}]
+)
+def test_a_malformed_document_is_an_error(scores: FileScores, broken: dict[str, object]) -> None:
+    with pytest.raises(EvaluationError):
+        FileScores.from_json({**scores.to_json(), **broken})
+
+
+def test_caps_draw_the_same_sample_for_every_file(scorer: Scorer, chunks: list[list[int]]) -> None:
+    options = {"retain_items": 2, "rank_candidates": 2, "rank_trained": False, "generate_held_out": False}
+    first = probe_file(scorer, FACTS, chunks, max_new_tokens=1, **options)
+    again = probe_file(scorer, FACTS, chunks, max_new_tokens=1, **options)
+    assert first == again
+    assert [g.n for g in first.groups] == [3, 3, 3, 2, 2, 2, 2]
+    ranked = {g.key: g.rank_subjects for g in first.groups if g.split == "forget"}
+    assert list(ranked.values()) == [0, 0, 3]
+    assert [g.generated for g in first.groups] == [3, 3, 0, 0, 0, 0, 0]
+    assert math.isnan(first.generation_rate(True))
+    drawn = [plan_questions(FACTS, retain_items=2, seed=seed) for seed in range(8)]
+    coins = {tuple(q.fact for q in questions if q.key.relation == "coin") for questions in drawn}
+    assert len(coins) > 1
+
+
+def test_what_is_done_is_told(scorer: Scorer, chunks: list[list[int]]) -> None:
+    told: list[str] = []
+    probe_file(scorer, FACTS, chunks, max_new_tokens=1, progress=told.append)
+    assert told[0].endswith("to 24 questions")
+    assert told[1:] == ["generating 9 greedy answers", "reading 20 tokens of text"]
+
+
+def test_no_text_has_no_perplexity(scorer: Scorer) -> None:
+    scores = probe_file(scorer, FACTS, [], max_new_tokens=1)
+    assert math.isnan(scores.perplexity)
+    assert scores.to_json()["text"]["perplexity"] is None
+    assert math.isnan(scores.accuracy("forget", {"no such relation"}))
+    assert math.isnan(scores.rank_score("no such relation", True))
+
+
+def test_a_chunk_of_one_token_is_refused(scorer: Scorer) -> None:
+    with pytest.raises(EvaluationError, match="fewer than 2 tokens"):
+        probe_file(scorer, FACTS, [[1]], max_new_tokens=1)
+
+
+def test_an_answer_that_tokenizes_to_nothing_is_refused(scorer: Scorer) -> None:
+    empty = dataclasses.replace(FACTS[0], prompts=("It is ",), held_out_prompts=(), answer="")
+    with pytest.raises(InputError, match="tokenizes to nothing"):
+        probe_file(scorer, [empty], [], max_new_tokens=1)
