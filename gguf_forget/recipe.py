@@ -106,6 +106,9 @@ class UnlearnSection:
         0.5, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
     learning_rate: float = setting(0.03, "in codes of the grid per step", above=0)
+    damping: float = setting(
+        2.0, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0
+    )
     floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
     forget_weight: float = setting(1.0, "weight of the forget term", above=0)
     retain_weight: float = setting(8.0, "weight of the KL to the original on kept facts", at_least=0)
@@ -132,9 +135,9 @@ class ExportSection:
 class VerifySection:
     """How each shipped file is judged through llama.cpp."""
 
-    max_new_tokens: int = setting(12, "tokens of a greedy answer", at_least=1)
-    retain_items: int = setting(40, "kept facts asked about in each phrasing of a relation", at_least=1)
-    perplexity_tokens: int = setting(4096, "tokens of plain text for the perplexity", at_least=2)
+    max_new_tokens: int = setting(10, "tokens of a greedy answer", at_least=1)
+    retain_items: int = setting(32, "kept facts asked about in each phrasing of a relation", at_least=1)
+    perplexity_tokens: int = setting(2560, "tokens of plain text for the perplexity", at_least=2)
     baselines: bool = setting(True, "whether plain NPO on all weights, stock-rounded, is made and judged too")
     threads: int = setting(0, "threads of llama.cpp, 0 for one a core", at_least=0)
 

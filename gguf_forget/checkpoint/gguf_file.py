@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,13 +40,6 @@ class GgufFile:
             ) from error
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path} is not a readable GGUF", cause=str(error), hint=hint) from error
-        size = os.path.getsize(self.path)
-        for tensor in reader.tensors:
-            if tensor.data_offset + tensor.n_bytes > size:
-                end = tensor.data_offset + tensor.n_bytes
-                raise InputError(
-                    f"{self.path}: tensor {tensor.name} ends at byte {end}, the file has {size}", hint=hint
-                )
         return reader
 
     @cached_property

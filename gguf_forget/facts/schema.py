@@ -2,9 +2,9 @@
 
 A line holds ``subject``, ``relation``, ``answer``, ``distractors`` (wrong answers of the same kind),
 ``split`` (``forget`` or ``retain``), ``prompts`` (phrasings that training may see; ``prompt`` for a single
-one) and ``held_out_prompts`` (phrasings that only verification sees). All facts of one relation in one split
-list their phrasings in the same order: phrasing *k* of one subject is the corrupted form of phrasing *k* of
-another.
+one) and ``held_out_prompts`` (phrasings that only verification sees). All facts of one relation list
+their phrasings in the same order, in both splits: phrasing *k* of one subject is the corrupted form of
+phrasing *k* of another.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, applied
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
-from gguf_forget.unlearning.unknown_subject import unknown_subject_targets
+from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
@@ -107,6 +107,7 @@ def unlearn(
     for edit, mask in zip(edits, projection(fisher_retain, fisher_forget, quantile=options.fisher_quantile), strict=True):
         edit.allowed &= mask
 
+    rivals = build_rivals(facts, forget)
     targets = torch.zeros(len(forget))
     if options.objective == "unknown_subject":
         with progress.task("what the original says of an unknown subject", len(forget)) as advance:
@@ -114,6 +115,7 @@ def unlearn(
                 bases[0],
                 facts,
                 forget,
+                rivals,
                 examples,
                 first_token_subjects=48,
                 later_token_subjects=4,
@@ -136,11 +138,13 @@ def unlearn(
             retain,
             text.train + text.samples,
             objective=options.objective,
+            rivals=rivals,
             targets=targets,
             margin=options.margin,
             steps=options.steps,
             soft_share=options.soft_share,
             learning_rate=options.learning_rate,
+            damping=options.damping,
             weights=Weights(options.forget_weight, options.retain_weight, options.text_weight),
             mixture=Mixture(forget=options.batch_forget, retain=options.batch_retain),
             npo_beta=options.npo_beta,

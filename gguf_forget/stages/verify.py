@@ -29,7 +29,13 @@ def score(
     progress.note(f"asking {file.parent.name}/{file.name} through llama.cpp")
     with Scorer(file, threads=threads or None) as scorer:
         scores = probe_file(
-            scorer, facts, text.measure, max_new_tokens=max_new_tokens, retain_items=retain_items
+            scorer,
+            facts,
+            text.measure,
+            max_new_tokens=max_new_tokens,
+            retain_items=retain_items,
+            rank_trained=False,
+            generate_held_out=False,
         )
     write_json_atomically(out / SCORES, scores.to_json())
     return scores

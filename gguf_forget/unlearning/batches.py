@@ -1,7 +1,7 @@
 """Which examples each training step sees.
 
 The mixture protects what is near: every step holds forgotten facts, kept facts of every kept relation in turn
-(the relations that are also forgotten come twice as often), and plain text.
+(the relations that are also forgotten come three times as often), and plain text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def retain_cycle(
     turns: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)
-        turns += [source, source] if relation in forgotten else [source]
+        turns += [source] * (3 if relation in forgotten else 1)
     while True:
         for source in turns:
             yield next(source)

@@ -58,7 +58,7 @@ class CodeMoves:
     def refresh(self, hardness: float = 1.0) -> None:
         """Bring ``delta`` up to date with ``latent`` and forget its gradient.
 
-        ``hardness`` 1: whole code moves, as they ship. Below 1 the latent update shows through by the rest: training
+        ``hardness`` 1: whole code moves, as they ship. Below 1 the latent update shows through: training
         that starts soft hears at once what its updates do, instead of only when they reach half a code.
         """
         self.latent.masked_fill_(~self.allowed, 0.0)

@@ -23,7 +23,9 @@ from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
+from gguf_forget.unlearning.optimizer import DampedAdam
 from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities, text_batch
+from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 
 @dataclass(frozen=True)
@@ -63,38 +65,35 @@ def train(
     text: Sequence[Sequence[int]],
     *,
     objective: str,
+    rivals: Rivals,
     targets: torch.Tensor,
     margin: float,
     steps: int,
     soft_share: float,
     learning_rate: float,
+    damping: float,
     weights: Weights,
     mixture: Mixture,
     npo_beta: float,
     seed: int,
-    optimizer_factory: Any = None,
     progress: Callable[[StepLosses], None] = lambda losses: None,
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
-    ``objective``: ``unknown_subject`` (``targets``, the chance-level log-probability of each example of ``forget``, and
-    ``margin`` nats below it) or ``npo``.
+    ``objective``: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``,
+    less ``margin`` nats) or ``npo``.
     """
     generator = random.Random(seed)
     forget_source = cycle(range(len(forget)), generator)
     retain_source = retain_cycle(facts, retain, generator)
     text_source = cycle(text, generator)
     reference = bases[0]
-    optimizer = (
-        optimizer_factory([edit.latent for edit in edits], lr=learning_rate)
-        if optimizer_factory
-        else torch.optim.Adam([edit.latent for edit in edits], lr=learning_rate)
-    )
+    optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     history = []
     for step in range(steps):
         model = bases[step % len(bases)]
-        for group in optimizer.param_groups:  # linear decay over the last half
-            group["lr"] = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
+        # The learning rate decays over the last half.
+        optimizer.learning_rate = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
         chosen = list(islice(forget_source, mixture.forget))
         forget_batch = answer_batch([forget[index] for index in chosen])
         kept = [
@@ -110,11 +109,13 @@ def train(
                 known = answer_log_probability(log_probabilities(reference, forget_batch), forget_batch)
         values: list[float] = []
         with applied(model, edits):
-            answer = answer_log_probability(log_probabilities(model, forget_batch), forget_batch)
+            log_probs = log_probabilities(model, forget_batch)
             if objective == "npo":
+                answer = answer_log_probability(log_probs, forget_batch)
                 loss = negative_preference(answer, known, beta=npo_beta)
             else:
-                loss = chance_level(answer, targets[chosen], margin=margin)
+                found = standing(log_probs, forget_batch, rivals, chosen)
+                loss = chance_level(found, targets[chosen], margin=margin)
             (weights.forget * loss).backward()
             values.append(float(loss.detach()))
             for (weight, batch), expected in zip(kept, references, strict=True):
@@ -126,9 +127,7 @@ def train(
                 f"training diverged at step {step + 1}: losses {values}",
                 hint="lower unlearn.learning_rate",
             )
-        for edit in edits:
-            edit.latent.grad = edit.latent_gradient()
-        optimizer.step()
+        optimizer.step([edit.latent_gradient() for edit in edits])
         moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
         forget_loss, retain_loss, text_loss = values
         history.append(StepLosses(step + 1, forget_loss, retain_loss, text_loss, moved))

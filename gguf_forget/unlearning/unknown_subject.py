@@ -55,7 +55,7 @@ def build_rivals(facts: Sequence[Fact], examples: Sequence[Example]) -> Rivals:
 
 
 def standing(log_probs: torch.Tensor, batch: Batch, rivals: Rivals, chosen: Sequence[int]) -> torch.Tensor:
-    """How far each answer stands out, nats, [sequences of ``batch``], whose examples are ``chosen`` of the rivals'."""
+    """How far each answer stands out, nats, [sequences]; ``chosen``: their rows in ``rivals``."""
     first = torch.searchsorted(batch.rows, torch.arange(batch.sequences))
     others = (log_probs[first][:, rivals.tokens] * rivals.weights[chosen]).sum(dim=-1)
     return answer_log_probability(log_probs, batch) - others

@@ -1,4 +1,4 @@
-"""EAP-IG scores against a forward pass written out by hand: one pair and step at a time, no padding, no hooks.
+"""EAP-IG scores against a forward pass written out by hand: one pair and step at a time, nothing padded.
 
 Shapes: T tokens, d_model, H heads, K key-value heads, D head size, d_ff, V vocabulary.
 """

@@ -71,6 +71,12 @@ def test_ties_go_to_the_earlier_layer_and_lower_index() -> None:
     assert chosen(select_neurons(np.zeros((2, 3)), budget=4 / 6, layer_cap=0.67)) == [[0, 1], [0, 1]]
 
 
+def test_ties_are_broken_alike_among_many() -> None:
+    found = select_neurons(np.tile([1.0, 0.0, 1.0, 0.5], (3, 200)), budget=1000 / 2400)
+    even = list(range(0, 800, 2))
+    assert chosen(found) == [even, even, even[:200]]
+
+
 def test_a_budget_that_the_caps_leave_no_room_for() -> None:
     with pytest.raises(InputError, match="7 neurons does not fit into 3 layers of at most 2 neurons"):
         select_neurons(SCORES, budget=7 / 12, layer_cap=0.5)

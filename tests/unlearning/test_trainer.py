@@ -16,6 +16,7 @@ from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.dense import train_dense_npo
 from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+from gguf_forget.unlearning.unknown_subject import build_rivals, standing
 
 FACTS = [
     Fact(f"s{i}", "capital" if i < 6 else "currency", "a", ("b",), "forget" if i < 3 else "retain", ("p",))
@@ -29,11 +30,13 @@ TEXT = [[50 + (7 * i + 3 * k) % 200 for k in range(16)] for i in range(4)]
 def run(bases: list[Any], edits: list[CodeMoves], **changes: Any) -> list[StepLosses]:
     arguments: dict[str, Any] = {
         "objective": "npo",
+        "rivals": build_rivals(FACTS, FORGET),
         "targets": torch.full((len(FORGET),), -30.0),
         "margin": 0.0,
         "steps": 8,
         "soft_share": 0.0,
         "learning_rate": 0.4,
+        "damping": 0.1,
         "weights": Weights(),
         "mixture": Mixture(forget=3, retain=4, text=2),
         "npo_beta": 0.1,
@@ -72,6 +75,27 @@ def test_forgetting_gets_better_and_the_weights_say_so(tiny_model: Any, objectiv
     assert history[-1].forget < history[0].forget - 0.5
     edited = dense_copy(tiny_model, edits)  # what ships, without hooks
     assert float((answers(edited) - answers(tiny_model)).mean()) < -0.5
+
+
+def test_each_answer_is_held_to_its_own_target(tiny_model: Any) -> None:
+    """With the original's own standings as targets nothing is left to forget, whatever is drawn."""
+    rivals = build_rivals(FACTS, FORGET)
+    batch = answer_batch(FORGET)
+    with torch.no_grad():
+        own = standing(log_probabilities(tiny_model, batch), batch, rivals, range(len(FORGET)))
+    assert len(set(own.tolist())) == len(FORGET)
+    for seed in range(4):
+        history = run(
+            [tiny_model],
+            make_edits(),
+            objective="unknown_subject",
+            targets=own + 2.0,
+            margin=2.0,
+            learning_rate=0.0,
+            mixture=Mixture(forget=2, retain=4, text=2),
+            seed=seed,
+        )
+        assert max(losses.forget for losses in history) < 1e-6
 
 
 def test_the_retain_terms_hold_the_kept_answers(tiny_model: Any) -> None:

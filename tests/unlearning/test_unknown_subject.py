@@ -1,4 +1,4 @@
-"""The chance level against an average written out: one subject, one forward pass at a time."""
+"""How far an answer stands out, and its chance level, against averages written out: one pass at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.unknown_subject import unknown_subject_targets
+from gguf_forget.unlearning.scoring import answer_batch, log_probabilities
+from gguf_forget.unlearning.unknown_subject import build_rivals, standing, unknown_subject_targets
 
 
 def fact(relation: str) -> Fact:
@@ -31,32 +32,77 @@ def examples() -> list[Example]:
     return found
 
 
-def slow_target(model: Any, own: Example, first_leaves_out: int) -> float:
-    """Mean over other subjects of log p(token | their prompt, earlier answer tokens), summed over tokens."""
+def log_probability(model: Any, prompt: tuple[int, ...], token: int) -> float:
+    with torch.no_grad():
+        return float(model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[token])
+
+
+def rivals_of(own: Example, split: list[Example]) -> set[int]:
+    """First tokens of the other answers of the relation."""
+    relation = FACTS[own.fact].relation
+    return {e.answer[0] for e in split if FACTS[e.fact].relation == relation} - {own.answer[0]}
+
+
+def slow_standing(model: Any, prompt: Example, own: Example, split: list[Example], place: int) -> float:
+    """What answer token ``place`` of ``own`` adds to how far it stands out after another's prompt."""
+    ids = (*prompt.prompt, *own.answer[:place])
+    found = log_probability(model, ids, own.answer[place])
+    rivals = rivals_of(own, split)
+    if place == 0 and rivals:
+        found -= sum(log_probability(model, ids, token) for token in rivals) / len(rivals)
+    return found
+
+
+def slow_target(model: Any, own: Example, split: list[Example], first_leaves_out: int) -> float:
+    """The mean over other subjects, token by token, one forward pass at a time."""
     total = 0.0
-    for place, token in enumerate(own.answer):
+    for place in range(len(own.answer)):
         left_out = first_leaves_out if place == 0 else own.fact
         values = []
         for other in examples():
             same = FACTS[other.fact].relation == FACTS[own.fact].relation and other.phrasing == own.phrasing
             if same and other.fact != left_out:
-                ids = torch.tensor([[*other.prompt, *own.answer[:place]]])
-                with torch.no_grad():
-                    values.append(float(model(ids).logits[0, -1].log_softmax(-1)[token]))
+                values.append(slow_standing(model, other, own, split, place))
         total += math.fsum(values) / len(values)
     return total
 
 
+FORGET = [example for example in examples() if example.fact in (1, 2, 3, 5, 6)]
+
+
+def test_rivals_by_hand() -> None:
+    rivals = build_rivals(FACTS, FORGET)
+    assert rivals.tokens.tolist() == [401, 403, 408, 410]  # two answers begin with 401
+    by_fact = {example.fact: row.tolist() for example, row in zip(FORGET, rivals.weights, strict=True)}
+    assert by_fact == {1: [0, 1, 0, 0], 2: [1, 0, 0, 0], 3: [0, 1, 0, 0], 5: [0, 0, 0, 1], 6: [0, 0, 1, 0]}
+    three = build_rivals(FACTS, [example for example in examples() if example.fact < 4])
+    assert three.tokens.tolist() == [400, 401, 403]
+    assert three.weights[0].tolist() == [0.0, 0.5, 0.5]
+    assert build_rivals(FACTS, FORGET[:1]).weights.tolist() == [[0.0]]
+
+
+def test_standing_is_the_answer_less_its_rivals(tiny_double: Any) -> None:
+    rivals = build_rivals(FACTS, FORGET)
+    picked = [4, 0, 9]
+    chosen = [FORGET[index] for index in picked]
+    batch = answer_batch(chosen)
+    found = standing(log_probabilities(tiny_double, batch), batch, rivals, picked)
+    expected = [
+        sum(slow_standing(tiny_double, own, own, FORGET, place) for place in range(len(own.answer)))
+        for own in chosen
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_targets_equal_the_slow_average(tiny_double: Any, batch_size: int) -> None:
-    pool = examples()
-    forget = [example for example in pool if example.fact in (1, 2, 5, 6)]
     told: list[int] = []
     found = unknown_subject_targets(
         tiny_double,
         FACTS,
-        forget,
-        pool,
+        FORGET,
+        build_rivals(FACTS, FORGET),
+        examples(),
         first_token_subjects=99,
         later_token_subjects=99,
         seed=0,
@@ -64,9 +110,9 @@ def test_targets_equal_the_slow_average(tiny_double: Any, batch_size: int) -> No
         progress=told.append,
     )
     # The first token's average is shared: it leaves out the fact that came first in its relation.
-    expected = [slow_target(tiny_double, example, 1 if example.fact < 4 else 5) for example in forget]
+    expected = [slow_target(tiny_double, own, FORGET, 1 if own.fact < 4 else 5) for own in FORGET]
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
-    assert told == [1] * len(forget)
+    assert told == [1] * len(FORGET)
     assert not found.requires_grad
 
 
@@ -75,7 +121,8 @@ def test_few_subjects_are_drawn_with_the_seed(tiny_double: Any) -> None:
         return unknown_subject_targets(
             tiny_double,
             FACTS,
-            examples(),
+            FORGET,
+            build_rivals(FACTS, FORGET),
             examples(),
             first_token_subjects=1,
             later_token_subjects=1,
