@@ -94,7 +94,12 @@ def _show(outcome: Any, *, as_json: bool) -> None:
 
     if outcome.report is None:
         if as_json:
-            document = {"schema_version": 1, "folder": str(outcome.folder), "stages": outcome.stages, "exit_code": 0}
+            document = {
+                "schema_version": 1,
+                "folder": str(outcome.folder),
+                "stages": outcome.stages,
+                "exit_code": 0,
+            }
             click.echo(json.dumps(document))
         return
     if as_json:
@@ -166,9 +171,7 @@ _OUT = click.option(
 @_RECIPE
 @_OUT
 @_common
-def run(
-    recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """Run the whole RECIPE: what is done and unchanged is skipped, an interrupted run goes on.
 
     \b
@@ -177,9 +180,7 @@ def run(
     """
     folder = _folder(recipe, out)
     _guarded(
-        lambda: _execute(
-            _from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet
-        ),
+        lambda: _execute(_from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet),
         debug=debug,
     )
 
@@ -188,14 +189,10 @@ def _stage_command(stage: str, text: str) -> click.Command:
     @_RECIPE
     @_OUT
     @_common
-    def command(
-        recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
-    ) -> None:
+    def command(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
         folder = _folder(recipe, out)
         _guarded(
-            lambda: _execute(
-                _from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet
-            ),
+            lambda: _execute(_from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
             debug=debug,
         )
 
@@ -211,14 +208,10 @@ for _stage, _text in STAGE_HELP.items():
 
 
 @main.command()
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]"
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]")
 @click.option("--widened", is_flag=True, help="The same model widened to 768: every matrix is a K-quant.")
 @_common
-def demo(
-    out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """SmolLM2-135M-Instruct forgets the capitals of Europe: the whole way on a model that comes with pip.
 
     \b
@@ -233,9 +226,7 @@ def demo(
 
         return prepare_demo(folder, progress, widened=widened)
 
-    _guarded(
-        lambda: _execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug
-    )
+    _guarded(lambda: _execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
 
 
 if __name__ == "__main__":

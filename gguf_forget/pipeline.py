@@ -14,7 +14,18 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
 
-STAGES = ("load", "stock", "facts", "agreement", "attribute", "unlearn", "export", "baseline", "verify", "report")
+STAGES = (
+    "load",
+    "stock",
+    "facts",
+    "agreement",
+    "attribute",
+    "unlearn",
+    "export",
+    "baseline",
+    "verify",
+    "report",
+)
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
 BASELINE_TYPES = ("F32", "Q4_0")  # as trained, and as a plain export would ship it
 

@@ -38,19 +38,19 @@ class LineProgress(Progress):
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         started = shown = time.monotonic()
-        state = {"done": 0, "remark": ""}
+        total_done, last_remark = 0, ""
         self.note(f"{label} …")
 
         def advance(done: int = 1, remark: str = "") -> None:
-            nonlocal shown
-            state["done"] += done
-            state["remark"] = remark or state["remark"]
+            nonlocal shown, total_done, last_remark
+            total_done += done
+            last_remark = remark or last_remark
             if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
-                self.note(f"{label} … {state['done']}/{total} {state['remark']}".rstrip())
+                self.note(f"{label} … {total_done}/{total} {last_remark}".rstrip())
 
         yield advance
-        self.note(f"{label}: {time.monotonic() - started:.0f} s {state['remark']}".rstrip())
+        self.note(f"{label}: {time.monotonic() - started:.0f} s {last_remark}".rstrip())
 
 
 class BarProgress(LineProgress):

@@ -97,18 +97,14 @@ class AttributeSection:
 class UnlearnSection:
     """Training inside the circuit, through the grid that ships."""
 
-    objective: str = setting(
-        "unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo")
-    )
+    objective: str = setting("unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo"))
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
     steps: int = setting(130, "optimizer steps", at_least=1)
     soft_share: float = setting(
         0.5, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
     learning_rate: float = setting(0.03, "in codes of the grid per step", above=0)
-    damping: float = setting(
-        2.0, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0
-    )
+    damping: float = setting(2.0, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
     floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
     forget_weight: float = setting(1.0, "weight of the forget term", above=0)
     retain_weight: float = setting(8.0, "weight of the KL to the original on kept facts", at_least=0)
@@ -146,9 +142,7 @@ class VerifySection:
 class GatesSection:
     """What a shipped file has to reach; differences are to the stock original of the same type."""
 
-    headline: tuple[str, ...] = setting(
-        (), "forgotten relations that the forget gates judge; none named: all of them"
-    )
+    headline: tuple[str, ...] = setting((), "forgotten relations that the forget gates judge; none named: all of them")
     forget_accuracy_above_chance: float = setting(
         0.10, "4-way accuracy on forgotten facts, over chance", at_least=0, at_most=1
     )
@@ -245,9 +239,7 @@ def _sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
     return [(section, annotations[section.name]) for section in dataclasses.fields(Recipe)]
 
 
-def _check_section(
-    section: str, section_class: type[Any], given: Any, base: Path, faults: list[str]
-) -> dict[str, Any]:
+def _check_section(section: str, section_class: type[Any], given: Any, base: Path, faults: list[str]) -> dict[str, Any]:
     """The section's values by key, defaults filled in; what is wrong with them is appended to ``faults``."""
     if not isinstance(given, Mapping):
         faults.append(f"{section}: found {_shown(given)}, needed a section [{section}] with keys")

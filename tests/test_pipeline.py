@@ -18,8 +18,22 @@ from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.run_directory import sha256_file
 from gguf_forget.verification.scores import FileScores
 
-FORGET = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Austria": "Vienna", "Norway": "Oslo", "Greece": "Athens"}
-RETAIN = {"Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima", "Kenya": "Nairobi", "Cuba": "Havana", "Iraq": "Baghdad"}
+FORGET = {
+    "France": "Paris",
+    "Spain": "Madrid",
+    "Italy": "Rome",
+    "Austria": "Vienna",
+    "Norway": "Oslo",
+    "Greece": "Athens",
+}
+RETAIN = {
+    "Japan": "Tokyo",
+    "Egypt": "Cairo",
+    "Peru": "Lima",
+    "Kenya": "Nairobi",
+    "Cuba": "Havana",
+    "Iraq": "Baghdad",
+}
 
 
 def facts() -> tuple[Fact, ...]:
@@ -102,7 +116,8 @@ def test_every_shipped_file_is_the_stock_file_plus_the_edit(project: Path) -> No
             name
             for name in stock.tensors
             if not np.array_equal(
-                np.asarray(stock.tensor(name).data).view(np.uint8), np.asarray(shipped.tensor(name).data).view(np.uint8)
+                np.asarray(stock.tensor(name).data).view(np.uint8),
+                np.asarray(shipped.tensor(name).data).view(np.uint8),
             )
         }
         assert changed
@@ -226,7 +241,13 @@ def write_facts(folder: Path, *lines: str) -> None:
 
 
 GOOD = json.dumps(
-    {"subject": "a", "answer": "b", "distractors": ["c", "d"], "split": "forget", "prompts": ["The capital of a is"]}
+    {
+        "subject": "a",
+        "answer": "b",
+        "distractors": ["c", "d"],
+        "split": "forget",
+        "prompts": ["The capital of a is"],
+    }
 )
 
 

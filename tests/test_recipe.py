@@ -155,12 +155,9 @@ def test_all_faults_are_reported_together(folder: Path) -> None:
         "(share of the MLP neurons that may be edited)"
     )
     assert faults[6].startswith(
-        "unlearn.grid: found 'q4_k_m' (string), needed one of Q4_0, Q4_K_M, Q5_0, Q6_K, Q8_0; "
-        "did you mean Q4_K_M?"
+        "unlearn.grid: found 'q4_k_m' (string), needed one of Q4_0, Q4_K_M, Q5_0, Q6_K, Q8_0; did you mean Q4_K_M?"
     )
-    assert faults[7] == (
-        "unlearn.steps: found 'many' (string), needed a whole number at least 1 (optimizer steps)"
-    )
+    assert faults[7] == ("unlearn.steps: found 'many' (string), needed a whole number at least 1 (optimizer steps)")
     assert faults[8] == "verify: found true (boolean), needed a section [verify] with keys"
 
 
@@ -244,9 +241,7 @@ def test_every_key_says_what_it_means() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
-    ),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=5,
 )
 section_names = st.sampled_from([field.name for field in dataclasses.fields(Recipe)]) | st.text(max_size=5)

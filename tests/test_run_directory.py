@@ -158,9 +158,7 @@ def test_the_same_inputs_under_another_name_are_another_stage(tmp_path: Path) ->
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("nan in the loss"), SystemExit(1)])
 @pytest.mark.parametrize("previous", [False, True])
-def test_an_interrupted_build_leaves_only_what_was_there(
-    tmp_path: Path, error: BaseException, previous: bool
-) -> None:
+def test_an_interrupted_build_leaves_only_what_was_there(tmp_path: Path, error: BaseException, previous: bool) -> None:
     if previous:
         RunDirectory(tmp_path).stage("export", INPUTS, Builder(b"old"))
     before = contents(tmp_path)
@@ -326,9 +324,7 @@ def test_an_unreadable_input_elsewhere_is_not_called_a_write(tmp_path: Path) -> 
         RunDirectory(tmp_path).stage("export", INPUTS, build)
 
 
-def test_a_directory_that_refuses_writing_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_refuses_writing_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
@@ -399,9 +395,7 @@ def test_a_stage_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: st
 
 def test_a_stage_cannot_write_the_record_itself(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage\.json"):
-        RunDirectory(tmp_path).stage(
-            "export", {}, lambda folder: (folder / "stage.json").write_text("") and None
-        )
+        RunDirectory(tmp_path).stage("export", {}, lambda folder: (folder / "stage.json").write_text("") and None)
     assert contents(tmp_path) == {}
 
 
@@ -424,9 +418,7 @@ def test_json_keeps_a_path_that_is_no_utf8(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == [path]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), (b'{"a": ', "no JSON"), (b"\xff", "no JSON")]
-)
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b'{"a": ', "no JSON"), (b"\xff", "no JSON")])
 def test_json_that_cannot_be_read(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "a.json"
     if content is not None:

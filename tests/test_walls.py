@@ -69,11 +69,7 @@ def ours(*names: str) -> tuple[str, ...]:
 
 def test_the_reader_sees_every_form_of_import() -> None:
     source = (
-        "import a.b as c\n"
-        "def f():\n"
-        "    from .. import stages\n"
-        "    from ..stages.run import go\n"
-        "    from . import x\n"
+        "import a.b as c\ndef f():\n    from .. import stages\n    from ..stages.run import go\n    from . import x\n"
     )
     assert list(imported(source, "gguf_forget.grids")) == [
         (1, "a.b"),

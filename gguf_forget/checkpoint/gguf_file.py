@@ -30,14 +30,10 @@ class GgufFile:
             with self.path.open("rb") as file:
                 magic = file.read(4)
             if magic != MAGIC:
-                raise InputError(
-                    f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file"
-                )
+                raise InputError(f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file")
             reader = GGUFReader(self.path)
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be read", cause=str(error), hint="check the path"
-            ) from error
+            raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path} is not a readable GGUF", cause=str(error), hint=hint) from error
         return reader

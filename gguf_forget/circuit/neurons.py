@@ -62,9 +62,7 @@ def _recorded_neurons(layers: Sequence[GatedMlp]) -> Iterator[list[torch.Tensor]
 
 def _metric(model: Any, embeddings: torch.Tensor, mask: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
     """L for each pair, [P]. Only the logits that L needs are computed, at the last prompt token."""
-    hidden = model.base_model(
-        inputs_embeds=embeddings, attention_mask=mask, use_cache=False
-    ).last_hidden_state
+    hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(pairs)), mask.sum(dim=1) - 1]  # [P, d_model]
     unembedding = model.get_output_embeddings().weight  # [V, d_model]
     differences = []

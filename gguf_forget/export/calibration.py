@@ -59,9 +59,7 @@ def mlp_hessians(
             ids, padding = pad(part)
             mask = torch.from_numpy(padding).bool()
             with torch.no_grad():
-                model.base_model(
-                    torch.from_numpy(ids), attention_mask=torch.from_numpy(padding), use_cache=False
-                )
+                model.base_model(torch.from_numpy(ids), attention_mask=torch.from_numpy(padding), use_cache=False)
             progress(len(part))
     finally:
         for handle in handles:

@@ -1,10 +1,10 @@
 """A GGUF derived from another: same header plus new keys, same tensors but for the edited ones.
 
-    header   magic, version, number of tensors, number of keys      24 bytes
-    keys     one after another                                       copied byte for byte, new ones appended
-    tensors  name, shape, type, offset from the start of the data    copied byte for byte
-    padding  up to general.alignment                                 recomputed, the header may have grown
-    data     every tensor at its offset                              copied, edited tensors overwritten
+header   magic, version, number of tensors, number of keys      24 bytes
+keys     one after another                                       copied byte for byte, new ones appended
+tensors  name, shape, type, offset from the start of the data    copied byte for byte
+padding  up to general.alignment                                 recomputed, the header may have grown
+data     every tensor at its offset                              copied, edited tensors overwritten
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def write_derived(
     for key in metadata:
         if reader.get_field(key) is not None:
             raise InputError(
-                f"{source} has the key {key} already", hint="start from the original, not from an unlearned file"
+                f"{source} has the key {key} already",
+                hint="start from the original, not from an unlearned file",
             )
     for name, raw in tensors.items():
         needed = int(file.tensor(name).n_bytes)

@@ -57,9 +57,7 @@ def _float_tensor(file: GgufFile, edit: NeuronEdit, original: np.ndarray) -> tup
     return new.view(np.uint8).reshape(len(new), -1), outcome
 
 
-def _quantized_tensor(
-    file: GgufFile, edit: NeuronEdit, hessian: np.ndarray | None
-) -> tuple[np.ndarray, TensorOutcome]:
+def _quantized_tensor(file: GgufFile, edit: NeuronEdit, hessian: np.ndarray | None) -> tuple[np.ndarray, TensorOutcome]:
     codec = codec_for(file.type_name(edit.tensor))
     blocks = file.rows(edit.tensor)
     levels = codec.decode(blocks)

@@ -85,9 +85,7 @@ def _fact(record: Any, faults: list[str], where: str) -> Fact | None:
         record = {**record, "prompts": [record["prompt"]]}
     if "relation" not in record:
         record = {**record, "relation": "fact"}
-    subject, relation, answer = (
-        _text(record, key, faults, where) for key in ("subject", "relation", "answer")
-    )
+    subject, relation, answer = (_text(record, key, faults, where) for key in ("subject", "relation", "answer"))
     distractors, prompts, held_out = (
         _texts(record, key, faults, where) for key in ("distractors", "prompts", "held_out_prompts")
     )

@@ -24,9 +24,7 @@ def builtin_documents(half: str) -> list[str]:
     from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
 
     wanted = HALVES.index(half)
-    return [
-        topics[name] for name in sorted(topics) if hashlib.sha256(name.encode()).digest()[0] % 2 == wanted
-    ]
+    return [topics[name] for name in sorted(topics) if hashlib.sha256(name.encode()).digest()[0] % 2 == wanted]
 
 
 def file_documents(path: Path, half: str) -> list[str]:
@@ -45,9 +43,7 @@ def file_documents(path: Path, half: str) -> list[str]:
     return ["\n\n".join(paragraphs[:middle] if half == HALVES[0] else paragraphs[middle:])]
 
 
-def chunks(
-    documents: Sequence[str], tokenize: Tokenize, *, length: int, count: int, seed: int
-) -> list[list[int]]:
+def chunks(documents: Sequence[str], tokenize: Tokenize, *, length: int, count: int, seed: int) -> list[list[int]]:
     """``count`` distinct chunks of ``length`` tokens, drawn over all documents with a fixed seed.
 
     Fewer when the text is shorter; :class:`InputError` when it has not one chunk.
@@ -57,9 +53,7 @@ def chunks(
         tokens = tokenize(document)
         pieces += [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
     if not pieces:
-        raise InputError(
-            f"the plain text has no stretch of {length} tokens", hint="give a longer [text] file"
-        )
+        raise InputError(f"the plain text has no stretch of {length} tokens", hint="give a longer [text] file")
     return random.Random(seed).sample(pieces, min(count, len(pieces)))
 
 

@@ -134,8 +134,7 @@ class Codec:
         """(rows, columns) of the tensor in ``blocks``."""
         if blocks.dtype != np.uint8 or blocks.ndim != 2:
             raise InputError(
-                f"{self.name} blocks are {blocks.dtype} {list(blocks.shape)}, "
-                "uint8 [rows, bytes_per_row] is needed",
+                f"{self.name} blocks are {blocks.dtype} {list(blocks.shape)}, uint8 [rows, bytes_per_row] is needed",
                 hint="reshape the tensor's raw bytes to two dimensions",
             )
         rows, row_bytes = blocks.shape

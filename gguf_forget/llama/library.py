@@ -63,8 +63,7 @@ def _library() -> _Library:
         raise LlamaError(
             "llama-cpp-python cannot be imported",
             cause=f"{type(error).__name__}: {error}",
-            hint="install a C++ compiler, then run: "
-            "pip install --force-reinstall --no-cache-dir llama-cpp-python",
+            hint="install a C++ compiler, then run: pip install --force-reinstall --no-cache-dir llama-cpp-python",
         ) from error
     sinks: list[Log] = []
 

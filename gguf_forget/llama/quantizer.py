@@ -101,9 +101,7 @@ def quantize(
     tensors = _dry_run(source, file_type)
     _check_space(source, destination, tensors)
     with _beside(destination) as partial:
-        code, log = _run(
-            source, partial, file_type, dry_run=False, threads=threads, allow_requantize=allow_requantize
-        )
+        code, log = _run(source, partial, file_type, dry_run=False, threads=threads, allow_requantize=allow_requantize)
         reason = log.reason()
         if code != 0:
             raise LlamaError(
@@ -159,9 +157,7 @@ def _check_result(partial: Path, destination: Path, file_type: str, tensors: dic
     expected = {name: tensor.target for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | written.keys()):
         if expected.get(name) != written.get(name):
-            raise LlamaError(
-                f"tensor {name} of {destination} is {written.get(name)}, planned: {expected.get(name)}"
-            )
+            raise LlamaError(f"tensor {name} of {destination} is {written.get(name)}, planned: {expected.get(name)}")
 
 
 def _failure_hint(reason: str | None, destination: Path) -> str | None:

@@ -127,9 +127,7 @@ class Scorer:
                 sequences.append([*map(int, prompt), *map(int, candidate)])
                 starts.append(len(prompt))
                 names.append((i, j))
-        scores = iter(
-            self._score(sequences, starts, lambda k: "prompt {}, continuation {}".format(*names[k]))
-        )
+        scores = iter(self._score(sequences, starts, lambda k: "prompt {}, continuation {}".format(*names[k])))
         return [[next(scores) for _ in candidates] for candidates in continuations]
 
     def sequence_log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
@@ -143,9 +141,7 @@ class Scorer:
             self._check(f"sequence {i}", sequence, limit=self._session.cells + 1)
         tokens = [[*map(int, sequence)] for sequence in sequences]
         longer = [i for i, sequence in enumerate(tokens) if len(sequence) > 1]
-        scores = self._score(
-            [tokens[i] for i in longer], [1] * len(longer), lambda k: f"sequence {longer[k]}"
-        )
+        scores = self._score([tokens[i] for i in longer], [1] * len(longer), lambda k: f"sequence {longer[k]}")
         result = [np.empty(0, dtype=np.float64) for _ in tokens]
         for i, score in zip(longer, scores, strict=True):
             result[i] = score
@@ -198,9 +194,7 @@ class Scorer:
                 result[wave.requests[member]].append(int(token))
             if not len(active) or len(result[wave.requests[active[0]]]) == max_new_tokens:
                 return
-            members = [
-                (wave.sequences[m], len(wave.paths[m]) + len(result[wave.requests[m]]) - 1) for m in active
-            ]
+            members = [(wave.sequences[m], len(wave.paths[m]) + len(result[wave.requests[m]]) - 1) for m in active]
             sequence, position = np.array(members, dtype=np.int32).T
             ones = np.ones(len(active), dtype=np.int32)
             logits = self._session.decode(chosen.astype(np.int32), position, sequence, ones, ones == 1)
@@ -278,8 +272,7 @@ class Scorer:
             raise InputError(f"{name} is empty, needed: at least one token")
         if limit is not None and len(tokens) > limit:
             raise InputError(
-                f"{name} has {len(tokens)} tokens, at most {max(limit, 0)} fit "
-                f"in {self._session.cells} cells",
+                f"{name} has {len(tokens)} tokens, at most {max(limit, 0)} fit in {self._session.cells} cells",
                 hint="shorten it, or open the model with more cells",
             )
         for token in tokens:

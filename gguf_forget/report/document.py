@@ -8,6 +8,8 @@ Schema version 1. None (JSON null) stands for what was not measured::
     facts           hash, counts per relation and split, as given; never the facts themselves
     circuit, training, recipe   summaries of those stages, as given, or null
     export          file type -> sha256, bytes, edits asked / landed / saturated, codes moved, as given
+    not_judged      forgotten relations outside ``headline``: [{relation, variant, file_type, rank_held_out,
+                    forget_held_out}], shown, but no gate looks at them
     headline        the forgotten relations that the table and the forget gates speak of
     rows            [{variant, file_type, label, the columns below, groups, text}], in the order given
     verdict         status, exit_code, sentence, gates [{name, file_type, value, low, high, status, detail}]
@@ -81,6 +83,12 @@ def build_report(
         "training": _plain(training),
         "export": _plain(export),
         "headline": chosen,
+        "not_judged": [
+            _outside(key, document, relation)
+            for relation in found
+            if relation not in chosen
+            for key, document in documents.items()
+        ],
         "rows": [_row(key, document, chosen) for key, document in documents.items()],
         "verdict": _plain(verdict),
     }
@@ -104,6 +112,19 @@ def label_of(variant: str) -> str:
 def _forgotten(documents: Iterable[Mapping[str, Any]]) -> list[str]:
     groups = (group for document in documents for group in document.get("groups", ()))
     return list(dict.fromkeys(group["relation"] for group in groups if group["split"] == "forget"))
+
+
+def _outside(key: str, document: Mapping[str, Any], relation: str) -> dict[str, Any]:
+    """A forgotten relation that no gate looks at, as one file answers it."""
+    variant, _, file_type = key.rpartition("/")
+    groups = [g for g in document["groups"] if (g["split"], g["relation"]) == ("forget", relation) and g["held_out"]]
+    return {
+        "relation": relation,
+        "variant": variant,
+        "file_type": file_type,
+        "rank_held_out": _mean([g["rank_score"] for g in groups if g["rank_score"] is not None]),
+        "forget_held_out": _accuracy(groups),
+    }
 
 
 def _row(key: str, document: Mapping[str, Any], headline: Collection[str]) -> dict[str, Any]:

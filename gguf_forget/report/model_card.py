@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf_forget.report.terminal import number
+from gguf_forget.report.terminal import not_judged, number
 
 TAGS = ("unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized")
 COLUMNS = (
@@ -58,7 +58,7 @@ def build_model_card(
         "## What was forgotten\n\n" + _forgotten(report, facts_in_clear),
         "## Results\n\n" + _results(report),
         "## Gates\n\n" + _gates(verdict["gates"]),
-        "## Limits of the evidence\n\n" + LIMITS,
+        "## Limits of the evidence\n\n" + "\n".join([LIMITS, *(f"- {line[2:]}" for line in not_judged(report))]),
         "## How to reproduce\n\n" + _reproduce(report, reproduce),
     ]
     if report.get("export"):
@@ -128,15 +128,8 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
 def _files(export: Mapping[str, Any]) -> str:
     entries = {name: entry for name, entry in export.items() if isinstance(entry, Mapping)}
     keys = list(dict.fromkeys(key for entry in entries.values() for key in entry))
-    keys = [
-        key
-        for key in keys
-        if not any(isinstance(entry.get(key), (Mapping, list)) for entry in entries.values())
-    ]
-    rows = [
-        [name, *("" if entry.get(key) is None else entry[key] for key in keys)]
-        for name, entry in entries.items()
-    ]
+    keys = [key for key in keys if not any(isinstance(entry.get(key), (Mapping, list)) for entry in entries.values())]
+    rows = [[name, *("" if entry.get(key) is None else entry[key] for key in keys)] for name, entry in entries.items()]
     return _markdown_table(["type", *(key.replace("_", " ") for key in keys)], rows)
 
 

@@ -50,8 +50,26 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(_table(report))
     _print_gates(verdict["gates"], console)
+    for line in not_judged(report):
+        console.print(Text(line, style="yellow"))
     console.print()
     console.print(Text(explanation(report), style="dim"))
+
+
+def not_judged(report: Mapping[str, Any]) -> list[str]:
+    """One line for each shipped file and forgotten relation that no gate looks at, with the original's figure."""
+    entries = report.get("not_judged", [])
+    figures = {(e["relation"], e["variant"], e["file_type"]): e for e in entries}
+    lines = []
+    for (relation, variant, file_type), entry in figures.items():
+        original = figures.get((relation, "original", file_type))
+        if variant == "unlearned" and original:
+            lines.append(
+                f"! {file_type:<7} not judged by any gate: {relation}, held-out phrasings: rank score "
+                f"{number(entry['rank_held_out'], 3)} (original {number(original['rank_held_out'], 3)}), accuracy "
+                f"{number(entry['forget_held_out'], 3)} (original {number(original['forget_held_out'], 3)})"
+            )
+    return lines
 
 
 def explanation(report: Mapping[str, Any]) -> str:
@@ -103,8 +121,6 @@ def _print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
         mark, colour = MARKS.get(gate["status"], ("?", "yellow"))
         value = number(gate["value"], 3)
         line = Text(mark, style=colour)
-        line.append(
-            f" {gate['file_type']:<7} {gate['name']}: {value}, needed {gate['bound']}", style="default"
-        )
+        line.append(f" {gate['file_type']:<7} {gate['name']}: {value}, needed {gate['bound']}", style="default")
         console.print(line)
         console.print(Padding(Text(gate["detail"], style="dim"), (0, 0, 0, 4)))

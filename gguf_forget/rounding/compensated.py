@@ -84,9 +84,7 @@ def round_edit(
         asked = edited & must_move
     direction = (np.sign(delta) * np.sign(step)).astype(np.int8)  # of the edit, in codes; 0 where no step
     saturated = asked & (
-        (direction == 0)
-        | ((direction > 0) & (codes >= levels.highest))
-        | ((direction < 0) & (codes <= levels.lowest))
+        (direction == 0) | ((direction > 0) & (codes >= levels.highest)) | ((direction < 0) & (codes <= levels.lowest))
     )
     least, most = _intervals(levels, direction, asked, saturated | (step == 0), free)
 

@@ -15,9 +15,7 @@ import numpy.typing as npt
 from gguf_forget.errors import InputError
 
 
-def damped(
-    hessian: npt.NDArray[np.floating], columns: npt.NDArray[np.intp], damp: float
-) -> npt.NDArray[np.float64]:
+def damped(hessian: npt.NDArray[np.floating], columns: npt.NDArray[np.intp], damp: float) -> npt.NDArray[np.float64]:
     """``hessian[columns, columns]`` in float64, made safely positive definite.
 
     Adds ``damp`` times the mean diagonal (over the live columns of the whole matrix) to the diagonal. A dead

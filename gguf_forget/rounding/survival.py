@@ -43,9 +43,7 @@ class UpdateToStep:
     quantiles: dict[float, float] | None  # by QUANTILES
 
 
-def surviving(
-    codes_before: npt.NDArray[Any], codes_after: npt.NDArray[Any], delta_sign: npt.NDArray[Any]
-) -> Survival:
+def surviving(codes_before: npt.NDArray[Any], codes_after: npt.NDArray[Any], delta_sign: npt.NDArray[Any]) -> Survival:
     """Count the edits that moved their code.
 
     delta_sign: the edit's direction in codes, that is the sign of ``delta * scale`` (scales may be negative);

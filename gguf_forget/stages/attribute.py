@@ -21,9 +21,7 @@ CIRCUIT = "circuit.safetensors"
 SUMMARY = "circuit.json"
 
 
-def attribute(
-    template: Path, facts_folder: Path, options: AttributeSection, out: Path, progress: Progress
-) -> Circuit:
+def attribute(template: Path, facts_folder: Path, options: AttributeSection, out: Path, progress: Progress) -> Circuit:
     """Write ``out``/circuit.safetensors and ``out``/circuit.json."""
     facts, _ = load_facts(facts_folder)
     model, tokenize = load_torch(template), load_tokenizer(template)

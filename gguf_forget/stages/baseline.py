@@ -28,12 +28,17 @@ def npo_baseline(
     tokenize = load_tokenizer(template)
     examples = encode_facts(facts, tokenize)
     splits = {
-        split: [example for example in examples if facts[example.fact].split == split]
-        for split in ("forget", "retain")
+        split: [example for example in examples if facts[example.fact].split == split] for split in ("forget", "retain")
     }
     with progress.task("baseline: NPO on all weights", STEPS) as advance:
         model = train_dense_npo(
-            load_torch(template), facts, splits["forget"], splits["retain"], steps=STEPS, seed=seed, progress=advance
+            load_torch(template),
+            facts,
+            splits["forget"],
+            splits["retain"],
+            steps=STEPS,
+            seed=seed,
+            progress=advance,
         )
     tensors = {
         name: np.ascontiguousarray(weights).view(np.uint8).reshape(len(weights), -1)

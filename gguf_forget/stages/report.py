@@ -30,7 +30,8 @@ def _facts_summary(facts: tuple[Fact, ...], agreement: Mapping[str, Any]) -> dic
     return {
         "sha256": facts_hash(facts),
         "relations": [
-            {"relation": relation, "split": split, "facts": count} for (relation, split), count in sorted(counts.items())
+            {"relation": relation, "split": split, "facts": count}
+            for (relation, split), count in sorted(counts.items())
         ],
         "agreement_with_transformers": dict(agreement),
     }
@@ -41,7 +42,11 @@ def _without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def report(
-    recipe: Recipe, folders: Mapping[str, Path], score_folders: Mapping[str, Path], tools: Mapping[str, str], out: Path
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    score_folders: Mapping[str, Path],
+    tools: Mapping[str, str],
+    out: Path,
 ) -> None:
     """Write ``out``/report.json and ``out``/MODEL_CARD.md. ``score_folders``: "variant/type" to a scored file's folder.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,13 @@ def grid_moves(stock: Path, circuit: Circuit, kind: str, *, floor: int) -> list[
 
 
 def _fisher(
-    model: Any, edits: list[CodeMoves], examples: list[Example], count: int, seed: int, progress: Progress, label: str
+    model: Any,
+    edits: list[CodeMoves],
+    examples: list[Example],
+    count: int,
+    seed: int,
+    progress: Progress,
+    label: str,
 ) -> list[torch.Tensor]:
     drawn = random.Random(seed).sample(examples, min(count, len(examples)))
 
@@ -76,7 +83,7 @@ def _fisher(
         return -answer_log_probability(log_probabilities(model, batch), batch).sum()
 
     with progress.task(f"Fisher of {label} facts", len(drawn)) as advance, applied(model, edits):
-        return diagonal_fisher(edits, [lambda e=e: loss(e) for e in drawn], progress=advance)
+        return diagonal_fisher(edits, [partial(loss, example) for example in drawn], progress=advance)
 
 
 def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list[Example]:
@@ -104,7 +111,9 @@ def unlearn(
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
     fisher_forget = _fisher(bases[0], edits, forget, options.fisher_examples, options.seed, progress, "forgotten")
-    for edit, mask in zip(edits, projection(fisher_retain, fisher_forget, quantile=options.fisher_quantile), strict=True):
+    for edit, mask in zip(
+        edits, projection(fisher_retain, fisher_forget, quantile=options.fisher_quantile), strict=True
+    ):
         edit.allowed &= mask
 
     rivals = build_rivals(facts, forget)

@@ -22,7 +22,14 @@ MAX_DIFFERENCE_NATS = 0.05
 
 
 def score(
-    file: Path, facts_folder: Path, out: Path, progress: Progress, *, max_new_tokens: int, retain_items: int, threads: int
+    file: Path,
+    facts_folder: Path,
+    out: Path,
+    progress: Progress,
+    *,
+    max_new_tokens: int,
+    retain_items: int,
+    threads: int,
 ) -> FileScores:
     """Write ``out``/scores.json: all that llama.cpp says of ``file``."""
     facts, text = load_facts(facts_folder)

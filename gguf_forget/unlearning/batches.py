@@ -28,18 +28,14 @@ def cycle(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
         yield from order
 
 
-def retain_cycle(
-    facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random
-) -> Iterator[Example]:
+def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random) -> Iterator[Example]:
     """Kept examples, relations in turn, so that a small relation is seen as often as a large one."""
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[facts[example.fact].relation].append(example)
     if not groups:
-        raise InputError(
-            "no kept fact has a prompt to train on", hint="add prompts to a fact with split retain"
-        )
+        raise InputError("no kept fact has a prompt to train on", hint="add prompts to a fact with split retain")
     turns: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)

@@ -62,8 +62,9 @@ class CodeMoves:
         that starts soft hears at once what its updates do, instead of only when they reach half a code.
         """
         self.latent.masked_fill_(~self.allowed, 0.0)
-        soft = torch.minimum(torch.maximum(self.latent, self.lowest), self.highest)
-        codes = self.moves() if hardness == 1.0 else hardness * self.moves() + (1.0 - hardness) * soft
+        # Past the end of the grid nothing changes; a latent left to grow there would be slow to turn back.
+        torch.minimum(torch.maximum(self.latent, self.lowest), self.highest, out=self.latent)
+        codes = self.moves() if hardness == 1.0 else hardness * self.moves() + (1.0 - hardness) * self.latent
         self.delta = (codes * self.step).requires_grad_(True)
 
     def latent_gradient(self) -> torch.Tensor:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import torch
 
 
-def floored_moves(
-    latent: torch.Tensor, *, floor: int, lowest: torch.Tensor, highest: torch.Tensor
-) -> torch.Tensor:
+def floored_moves(latent: torch.Tensor, *, floor: int, lowest: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
     """Whole code moves for a latent update in code units.
 
     |latent| < floor / 2: no move. Else: the nearest whole number of codes, at least ``floor`` away from zero,

@@ -11,14 +11,10 @@ from torch.nn import functional
 
 def divergence(reference: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
     """Mean over positions of KL(reference || model). Both [S, V], log-probabilities."""
-    return (
-        functional.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(dim=-1).mean()
-    )
+    return functional.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(dim=-1).mean()
 
 
-def negative_preference(
-    answer: torch.Tensor, reference_answer: torch.Tensor, *, beta: float = 0.1
-) -> torch.Tensor:
+def negative_preference(answer: torch.Tensor, reference_answer: torch.Tensor, *, beta: float = 0.1) -> torch.Tensor:
     """NPO (Zhang et al., arXiv 2404.05868, equation 3): -(2 / beta) log sigmoid(-beta log(p / p_ref)).
 
     ``answer`` and ``reference_answer``: summed log-probability of each example's answer, [E].

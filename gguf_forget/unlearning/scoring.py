@@ -42,9 +42,7 @@ def _batch(sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) 
     places = torch.arange(len(ids))
     mask = (owner[:, None] == owner[None, :]) & (places[:, None] >= places[None, :])
     rows = np.array([row for row, own in enumerate(scored) for _ in own], dtype=np.int64)
-    positions = np.array(
-        [starts[row] + place for row, own in enumerate(scored) for place in own], dtype=np.int64
-    )
+    positions = np.array([starts[row] + place for row, own in enumerate(scored) for place in own], dtype=np.int64)
     packed_positions = torch.from_numpy(positions)
     return Batch(
         ids[None],

@@ -17,9 +17,7 @@ class Tokenizes(Protocol):
     def tokenize(self, text: str) -> list[int]: ...
 
 
-def check_token_agreement(
-    scorer: Tokenizes, tokenize_hf: Callable[[str], Sequence[int]], texts: Iterable[str]
-) -> int:
+def check_token_agreement(scorer: Tokenizes, tokenize_hf: Callable[[str], Sequence[int]], texts: Iterable[str]) -> int:
     """Tokenize every text both ways; returns how many texts agreed, which is all of them.
 
     Raises:

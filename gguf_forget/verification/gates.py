@@ -199,9 +199,7 @@ def _above_chance(rank: float) -> float:
     return math.nan if math.isnan(rank) else max(0.0, rank - 0.5)
 
 
-def _keep_gates(
-    scores: FileScores, original: FileScores | None, file_type: str, limits: GateLimits
-) -> list[Gate]:
+def _keep_gates(scores: FileScores, original: FileScores | None, file_type: str, limits: GateLimits) -> list[Gate]:
     gates = []
     kept = tuple(dict.fromkeys(item.relation for item in scores.items if item.split == "retain"))
     forgotten = forgotten_relations(scores)
@@ -246,9 +244,7 @@ def _spread(values: Sequence[float], facts: Sequence[int]) -> str:
     return f"n = {len(values)} ({labels.max() + 1} facts), s.e. {error:.3f}, 95 % {low:.3f} to {high:.3f}"
 
 
-def _gate(
-    name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str
-) -> Gate:
+def _gate(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:
     if not all(bound is None or math.isfinite(bound) for bound in (low, high)) or not math.isfinite(value):
         return Gate(name, file_type, _finite(value), _finite(low), _finite(high), UNKNOWN, detail)
     holds = (low is None or value >= low - TOLERANCE) and (high is None or value <= high + TOLERANCE)

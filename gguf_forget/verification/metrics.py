@@ -93,9 +93,7 @@ def rank_wins(
     values = np.asarray(scores, dtype=np.float64)
     columns = np.asarray(right, dtype=np.intp)
     if values.ndim != 2 or columns.shape != values.shape[:1]:
-        raise EvaluationError(
-            f"scores have shape {values.shape}, right {columns.shape}, needed [n, c] and [n]"
-        )
+        raise EvaluationError(f"scores have shape {values.shape}, right {columns.shape}, needed [n, c] and [n]")
     if not len(columns):
         return np.empty(0)
     if columns.min() < 0 or columns.max() >= values.shape[1]:
@@ -113,9 +111,7 @@ def rank_wins(
     return np.where(usable, wins, np.nan)
 
 
-def prior_corrected_rank_score(
-    scores: ArrayLike, right: ArrayLike, texts: Sequence[str] | None = None
-) -> float:
+def prior_corrected_rank_score(scores: ArrayLike, right: ArrayLike, texts: Sequence[str] | None = None) -> float:
     """The chance that the right answer beats a random other candidate once priors are subtracted.
 
     Chance 0.5. Two-sided: far below 0.5 the right answer is avoided, which tells what it was. Arguments as in

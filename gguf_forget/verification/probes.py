@@ -42,9 +42,7 @@ class ScoresTokens(Protocol):
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[np.ndarray]]: ...
     def sequence_log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
-    def generate_greedy(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
-    ) -> list[list[int]]: ...
+    def generate_greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -188,9 +186,7 @@ def probe_file(
     )
 
 
-def _encode(
-    questions: Sequence[Question], scorer: ScoresTokens
-) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
+def _encode(questions: Sequence[Question], scorer: ScoresTokens) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
     """Each question's prompt tokens, and its answers: text to tokens, options and candidates once each."""
     prompts: list[list[int]] = []
     answers: list[dict[str, list[int]]] = []
@@ -219,9 +215,7 @@ def _rank_tables(questions: Sequence[Question], sums: Sequence[dict[str, float]]
             *key,
             facts=tuple(questions[i].fact for i in members),
             right=tuple(questions[i].candidates.index(questions[i].answer) for i in members),
-            log_probabilities=tuple(
-                tuple(sums[i][text] for text in questions[i].candidates) for i in members
-            ),
+            log_probabilities=tuple(tuple(sums[i][text] for text in questions[i].candidates) for i in members),
         )
         for key, members in rows.items()
     )

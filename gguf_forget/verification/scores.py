@@ -202,9 +202,7 @@ class FileScores:
         """The items of a split, of these relations (None: all), trained, held out or both (None)."""
         return tuple(item for item in self.items if _matches(item, split, relations, held_out))
 
-    def accuracy(
-        self, split: str, relations: Collection[str] | None = None, held_out: bool | None = None
-    ) -> float:
+    def accuracy(self, split: str, relations: Collection[str] | None = None, held_out: bool | None = None) -> float:
         """Raw 4-way accuracy pooled over items; NaN when there are none."""
         return mean([item.credit() for item in self.select(split, relations, held_out)])
 
@@ -270,9 +268,7 @@ class FileScores:
         return cls(items, ranks, nats, tokens, groups)
 
 
-def _matches(
-    member: Item | RankTable, split: str, relations: Collection[str] | None, held_out: bool | None
-) -> bool:
+def _matches(member: Item | RankTable, split: str, relations: Collection[str] | None, held_out: bool | None) -> bool:
     return (
         member.split == split
         and (relations is None or member.relation in relations)
@@ -284,9 +280,7 @@ def _equal(stored: Group, computed: Group) -> bool:
     """Equal but for the last digits, which may differ from one numpy to another."""
     pairs = zip(asdict(stored).values(), asdict(computed).values(), strict=True)
     return all(
-        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
-        if isinstance(a, float) and isinstance(b, float)
-        else a == b
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
         for a, b in pairs
     )
 

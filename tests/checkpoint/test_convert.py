@@ -65,9 +65,7 @@ def test_a_directory_becomes_a_template(directory: Path, tmp_path: Path, tiny_gg
 
 
 @pytest.mark.parametrize("existing", [None, b"an older file"])
-def test_a_refusal_is_quoted_and_leaves_nothing_behind(
-    directory: Path, tmp_path: Path, existing: bytes | None
-) -> None:
+def test_a_refusal_is_quoted_and_leaves_nothing_behind(directory: Path, tmp_path: Path, existing: bytes | None) -> None:
     install(REFUSES)
     out = tmp_path / "out" / "template.gguf"
     out.parent.mkdir()

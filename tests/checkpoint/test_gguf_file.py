@@ -23,9 +23,7 @@ def small(path: Path) -> Path:
     writer.add_tensor("half", np.array([[0.5, -2.0, 65504.0]], dtype=np.float16))
     truncated = (np.array([[1.0, -0.00390625]], dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
     writer.add_tensor("brain", truncated.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
-    writer.add_tensor(
-        "q8.weight", np.zeros((4, 34), dtype=np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0
-    )
+    writer.add_tensor("q8.weight", np.zeros((4, 34), dtype=np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     writer.add_tensor("norm", np.ones(3, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

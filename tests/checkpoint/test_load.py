@@ -76,9 +76,7 @@ def test_the_template_of_an_f32_file_is_the_file(tiny_gguf: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_K_M"])
-def test_the_template_of_a_quantized_file_holds_what_it_meant(
-    tiny_gguf: Path, tmp_path: Path, kind: str
-) -> None:
+def test_the_template_of_a_quantized_file_holds_what_it_meant(tiny_gguf: Path, tmp_path: Path, kind: str) -> None:
     source, template = tmp_path / "source.gguf", tmp_path / "template.gguf"
     quantize(tiny_gguf, source, kind)
     summary = write_template(source, template)

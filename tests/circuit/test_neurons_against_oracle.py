@@ -130,8 +130,7 @@ def test_the_order_of_the_pairs_changes_nothing(tiny_double: Any) -> None:
 def test_with_many_steps_the_embedding_s_score_is_the_whole_gap(tiny_double: Any) -> None:
     """Completeness of integrated gradients; the midpoint rule converges with the square of the steps."""
     residuals = [
-        score_neurons(tiny_double, PAIRS, integration_steps=steps).completeness_residual
-        for steps in (4, 64, 256)
+        score_neurons(tiny_double, PAIRS, integration_steps=steps).completeness_residual for steps in (4, 64, 256)
     ]
     assert residuals[1] < 0.01
     assert residuals[2] < residuals[1] / 8 < residuals[0] / 8

@@ -59,9 +59,7 @@ def test_the_highest_scores_within_the_caps(budget: float, cap: float, expected:
 
 
 def test_a_cap_is_counted_in_whole_neurons_without_rounding_error() -> None:
-    circuit = select_neurons(
-        np.ones((2, 100)), budget=0.29, layer_cap=0.29
-    )  # 0.29 * 100 = 28.999999999999996
+    circuit = select_neurons(np.ones((2, 100)), budget=0.29, layer_cap=0.29)  # 0.29 * 100 = 28.999999999999996
     assert [len(layer) for layer in circuit.neurons] == [29, 29]
 
 

@@ -36,7 +36,12 @@ def test_an_empty_edit_gives_the_stock_file_byte_for_byte(template: Path, tmp_pa
 
 def test_keys_are_added_and_all_else_stays(template: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    added = {"gguf_forget.text": "x" * 5000, "gguf_forget.count": 7, "gguf_forget.share": 0.25, "gguf_forget.on": True}
+    added = {
+        "gguf_forget.text": "x" * 5000,
+        "gguf_forget.count": 7,
+        "gguf_forget.share": 0.25,
+        "gguf_forget.on": True,
+    }
     write_derived(template, out, metadata=added, tensors={})
     before, after = GgufFile(template), GgufFile(out)
     for key, value in added.items():
@@ -49,7 +54,10 @@ def test_keys_are_added_and_all_else_stays(template: Path, tmp_path: Path) -> No
         assert np.array_equal(after.weights(name), before.weights(name))
     with Scorer(template, cells=64, max_sequences=1) as one, Scorer(out, cells=64, max_sequences=1) as other:
         tokens = one.tokenize("The capital of France is")
-        first, second = one.sequence_log_probabilities([tokens])[0], other.sequence_log_probabilities([tokens])[0]
+        first, second = (
+            one.sequence_log_probabilities([tokens])[0],
+            other.sequence_log_probabilities([tokens])[0],
+        )
     assert np.array_equal(first, second)
 
 

@@ -61,7 +61,8 @@ def test_edits_on_the_files_own_grid_arrive_exactly(template: Path, tmp_path: Pa
     for name in before.tensors:
         if name not in (UP, DOWN):
             assert np.array_equal(
-                np.asarray(after.tensor(name).data).view(np.uint8), np.asarray(before.tensor(name).data).view(np.uint8)
+                np.asarray(after.tensor(name).data).view(np.uint8),
+                np.asarray(before.tensor(name).data).view(np.uint8),
             )
 
 

@@ -63,9 +63,7 @@ def test_a_pair_differs_in_its_subject_alone() -> None:
         place = slice(start, start + len(subject))
         assert clean[place] == subject
         assert corrupted[place] in others
-        assert (
-            clean[: place.start] + clean[place.stop :] == corrupted[: place.start] + corrupted[place.stop :]
-        )
+        assert clean[: place.start] + clean[place.stop :] == corrupted[: place.start] + corrupted[place.stop :]
 
 
 def test_answer_and_distractors_are_first_tokens() -> None:

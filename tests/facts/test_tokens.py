@@ -32,9 +32,7 @@ def test_a_prompt_that_tokenizes_to_nothing_is_refused() -> None:
 
 def test_a_merge_across_the_boundary_is_refused() -> None:
     assert split_tokens("the city of New", "Delhi", words) == ([3, 4, 2, 3], [5])
-    with pytest.raises(
-        InputError, match="merges the end of the prompt 'the city of New' with the answer 'York'"
-    ):
+    with pytest.raises(InputError, match="merges the end of the prompt 'the city of New' with the answer 'York'"):
         split_tokens("the city of New", "York", words)
 
 

@@ -49,18 +49,14 @@ def test_capture_survives_another_callback(capfd: pytest.CaptureFixture[str]) ->
 
 def test_reason_prefers_errors_and_joins_continued_lines() -> None:
     info, error, continued = 2, 4, 5
-    log = Log(
-        [(info, "loading\n"), (error, "bad "), (continued, "magic\n"), (error, "gave up\n"), (info, "bye\n")]
-    )
+    log = Log([(info, "loading\n"), (error, "bad "), (continued, "magic\n"), (error, "gave up\n"), (info, "bye\n")])
     assert log.reason() == "bad magic; gave up"
     assert Log([(info, "first\n"), (info, "last\n")]).reason() == "last"
     assert Log([]).reason() is None
 
 
 @pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("Failed to load shared library")])
-def test_a_missing_or_broken_package_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_missing_or_broken_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     class Broken:
         def find_spec(self, name: str, path: object = None, target: object = None) -> None:
             if name == "llama_cpp":

@@ -70,9 +70,7 @@ def test_a_long_prefix_is_not_computed_again_for_comfort() -> None:
     together = list(plan_waves(requests, cells=1000, max_sequences=256, comfortable=110))
     assert [len(wave.tokens) for wave in together] == [160]
     short = [[1, 1, token] for token in range(60)]
-    assert [
-        len(wave.tokens) for wave in plan_waves(short, cells=1000, max_sequences=256, comfortable=22)
-    ] == [22] * 3
+    assert [len(wave.tokens) for wave in plan_waves(short, cells=1000, max_sequences=256, comfortable=22)] == [22] * 3
 
 
 def test_single_token_continuations_need_one_sequence() -> None:

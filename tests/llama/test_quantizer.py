@@ -158,9 +158,7 @@ def test_a_write_that_fails_is_noticed(tiny_model: Path, tmp_path: Path, share: 
     assert [path.name for path in tmp_path.iterdir()] == ["reference.gguf"]
 
 
-def test_a_result_of_other_types_is_refused(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_of_other_types_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = quantizer._run
 
     def other_type_when_writing(source: Path, destination: Path, file_type: str, **options: object) -> object:

@@ -98,12 +98,8 @@ def expected(
 
 
 def largest_difference(left: list[list[np.ndarray]], right: list[list[np.ndarray]]) -> float:
-    assert [[len(values) for values in row] for row in left] == [
-        [len(values) for values in row] for row in right
-    ]
-    return max(
-        float(abs(a - b).max()) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)
-    )
+    assert [[len(values) for values in row] for row in left] == [[len(values) for values in row] for row in right]
+    return max(float(abs(a - b).max()) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -148,9 +144,7 @@ def test_sequences_equal_one_sequence_at_a_time(tiny_model: Path, oracle: Single
 
 
 def test_sequences_equal_transformers(tiny_model: Path, scorer: Scorer) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        tiny_model.parent, gguf_file=tiny_model.name, dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model.parent, gguf_file=tiny_model.name, dtype=torch.float32)
     for text, values in zip(
         TEXTS, scorer.sequence_log_probabilities([scorer.tokenize(text) for text in TEXTS]), strict=True
     ):
@@ -195,9 +189,7 @@ def test_greedy_equals_argmax_one_by_one(
     with Scorer(tiny_model, threads=2, cells=cells, batch=batch, max_sequences=max_sequences) as scorer:
         for count in (1, 7):
             generated = scorer.generate_greedy(prompts, max_new_tokens=count)
-            assert generated == [
-                greedy_by_argmax(oracle, p, scorer.end_of_generation, count) for p in prompts
-            ]
+            assert generated == [greedy_by_argmax(oracle, p, scorer.end_of_generation, count) for p in prompts]
             assert all(len(tokens) == count for tokens in generated[:3])
 
 
@@ -253,9 +245,7 @@ def test_input_errors_name_the_request(tiny_model: Path) -> None:
             score([[5], [6]], [[[5]]])
         with pytest.raises(InputError, match="prompt 0 has 9 tokens, at most 8"):
             score([[5] * 9], [[[5]]])
-        with pytest.raises(
-            InputError, match="prompt 0, continuation 0 has 4 tokens, at most 3 fit in 8 cells"
-        ):
+        with pytest.raises(InputError, match="prompt 0, continuation 0 has 4 tokens, at most 3 fit in 8 cells"):
             score([[5] * 6], [[[5] * 4]])
         assert len(score([[5] * 6], [[[5] * 3]])[0][0]) == 3  # the last token needs no cell
         assert len(score([[5] * 8], [[[6]]])[0][0]) == 1

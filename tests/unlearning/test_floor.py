@@ -44,9 +44,7 @@ def test_each_weight_has_its_own_room() -> None:
 
 
 @given(st.floats(-40, 40, width=32), st.integers(1, 3), st.integers(0, 15))
-def test_a_move_is_nothing_or_at_least_the_floor_in_the_right_direction(
-    latent: float, floor: int, code: int
-) -> None:
+def test_a_move_is_nothing_or_at_least_the_floor_in_the_right_direction(latent: float, floor: int, code: int) -> None:
     (found,) = moves([latent], floor=floor, lowest=-code, highest=15 - code)
     assert found == int(found)
     assert -code <= found <= 15 - code

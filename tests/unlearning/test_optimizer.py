@@ -40,9 +40,7 @@ def test_two_damped_steps_by_hand() -> None:
     first = [1.0, 2 / 3, -4 / 3]
     second = [9 * 3 / 7, 4 / 7, 16 * 3 / 7]
     floor = 2.0 * math.sqrt(sum(second) / 3)
-    expected = [
-        value - 0.1 * m / (math.sqrt(v) + floor) for value, m, v in zip(expected, first, second, strict=True)
-    ]
+    expected = [value - 0.1 * m / (math.sqrt(v) + floor) for value, m, v in zip(expected, first, second, strict=True)]
     assert [*parameters[0].tolist(), parameters[1].item()] == pytest.approx(expected, rel=1e-6)
 
 

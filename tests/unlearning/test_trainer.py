@@ -109,9 +109,7 @@ def test_the_retain_terms_hold_the_kept_answers(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("soft_share", [0.0, 0.6])
-def test_nothing_moves_outside_the_mask_and_the_bases_stay_bit_identical(
-    tiny_model: Any, soft_share: float
-) -> None:
+def test_nothing_moves_outside_the_mask_and_the_bases_stay_bit_identical(tiny_model: Any, soft_share: float) -> None:
     bases = [copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)]
     edits = make_edits()
     for edit in edits[:3]:

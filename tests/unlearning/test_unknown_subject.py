@@ -88,8 +88,7 @@ def test_standing_is_the_answer_less_its_rivals(tiny_double: Any) -> None:
     batch = answer_batch(chosen)
     found = standing(log_probabilities(tiny_double, batch), batch, rivals, picked)
     expected = [
-        sum(slow_standing(tiny_double, own, own, FORGET, place) for place in range(len(own.answer)))
-        for own in chosen
+        sum(slow_standing(tiny_double, own, own, FORGET, place) for place in range(len(own.answer))) for own in chosen
     ]
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
 

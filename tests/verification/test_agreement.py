@@ -19,9 +19,7 @@ class Letters:
 
 
 def test_equal_tokens_agree_whatever_their_integer_type() -> None:
-    assert (
-        check_token_agreement(Letters(), lambda text: np.array([ord(c) for c in text]), ["ab", "", "c"]) == 3
-    )
+    assert check_token_agreement(Letters(), lambda text: np.array([ord(c) for c in text]), ["ab", "", "c"]) == 3
 
 
 def test_the_first_text_that_differs_is_named_with_both_lists() -> None:
@@ -42,9 +40,7 @@ def test_the_mean_absolute_difference_by_hand() -> None:
     assert mean_absolute_difference([-1.0, -2.0], [-1.5, -1.0]) == 0.75
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0]), ([math.nan], [1.0]), ([1.0], [math.inf])]
-)
+@pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0]), ([math.nan], [1.0]), ([1.0], [math.inf])])
 def test_values_that_cannot_be_compared_are_an_error(ours: list[float], theirs: list[float]) -> None:
     with pytest.raises(EvaluationError):
         mean_absolute_difference(ours, theirs)

@@ -56,9 +56,7 @@ def scores(
 ) -> FileScores:
     probes: list[Item] = []
     for relation in relations:
-        probes += items(relation, "forget", False, forget, told) + items(
-            relation, "forget", True, forget, told
-        )
+        probes += items(relation, "forget", False, forget, told) + items(relation, "forget", True, forget, told)
     probes += items("capital", "retain", False, same) + items("currency", "retain", False, other)
     tables = tuple(ranks(relation, rank) for relation in relations)
     return FileScores(tuple(probes), tables, (nats * 10,), (10,), recompute(probes, tables))
@@ -215,9 +213,7 @@ def replaced(scores: FileScores, **changes: object) -> FileScores:
         ),
     ],
 )
-def test_what_is_missing_or_not_a_number_could_not_be_evaluated(
-    shipped: FileScores, unknown: set[str]
-) -> None:
+def test_what_is_missing_or_not_a_number_could_not_be_evaluated(shipped: FileScores, unknown: set[str]) -> None:
     verdict = verdict_of(shipped)
     assert {gate.name for gate in verdict.gates if gate.status == "could not evaluate"} == unknown
     assert (verdict.status, verdict.exit_code) == ("could not evaluate", 3)
@@ -258,9 +254,7 @@ def test_every_shipped_file_is_judged() -> None:
 
 def test_the_detail_says_how_much_evidence_there_is() -> None:
     detail = {gate.name: gate.detail for gate in verdict_of(GOOD).gates}
-    assert detail["forget accuracy, capital, held-out"].startswith(
-        "n = 100 (100 facts), s.e. 0.046, 95 % 0.2"
-    )
+    assert detail["forget accuracy, capital, held-out"].startswith("n = 100 (100 facts), s.e. 0.046, 95 % 0.2")
     assert detail["greedy answers, capital, trained"] == "0 of 100 hold the answer"
     assert "0.800 − 0.800, n = 200 (100 facts)" in detail["retain drop, all kept relations"]
 

@@ -44,8 +44,7 @@ def fact(subject: str, answer: str, split: str) -> Fact:
 
 
 FACTS = tuple(fact(s, a, "forget" if i < 3 else "retain") for i, (s, a) in enumerate(CITIES.items())) + tuple(
-    Fact(s, "coin", "crown" if s < "D" else "dollar", ("franc", "mark"), "retain", (f"{s} pays in",))
-    for s in CITIES
+    Fact(s, "coin", "crown" if s < "D" else "dollar", ("franc", "mark"), "retain", (f"{s} pays in",)) for s in CITIES
 )
 
 
@@ -114,9 +113,7 @@ def test_greedy_answers_are_asked_for_forgotten_facts_only(scorer: Scorer, score
         assert item.contained == contains_answer(text, asked.answer)
 
 
-def test_perplexity_is_that_of_the_chunks(
-    scorer: Scorer, scores: FileScores, chunks: list[list[int]]
-) -> None:
+def test_perplexity_is_that_of_the_chunks(scorer: Scorer, scores: FileScores, chunks: list[list[int]]) -> None:
     values = np.concatenate([scorer.sequence_log_probabilities([chunk])[0] for chunk in chunks])
     assert scores.chunk_tokens == (8, 10)
     assert scores.perplexity == pytest.approx(math.exp(-values.mean()), rel=1e-4)
@@ -133,9 +130,7 @@ def test_scores_survive_json_and_can_be_recomputed_from_it(scores: FileScores) -
     assert FileScores.from_json(document) == scores
     read = FileScores.from_json(document)
     assert recompute(read.items, read.ranks) == scores.groups
-    pooled = [
-        four_way_accuracy([i.answer_log_probability], [i.option_log_probabilities[1:]]) for i in read.items
-    ]
+    pooled = [four_way_accuracy([i.answer_log_probability], [i.option_log_probabilities[1:]]) for i in read.items]
     assert np.mean(pooled[:9]) == scores.accuracy("forget")
 
 
@@ -146,9 +141,7 @@ def test_a_changed_figure_is_noticed(scores: FileScores) -> None:
         FileScores.from_json(document)
 
 
-@pytest.mark.parametrize(
-    "broken", [{"schema_version": 2}, {"items": [{}]}, {"text": {}}, {"groups": [{"n": 1}]}]
-)
+@pytest.mark.parametrize("broken", [{"schema_version": 2}, {"items": [{}]}, {"text": {}}, {"groups": [{"n": 1}]}])
 def test_a_malformed_document_is_an_error(scores: FileScores, broken: dict[str, object]) -> None:
     with pytest.raises(EvaluationError):
         FileScores.from_json({**scores.to_json(), **broken})
