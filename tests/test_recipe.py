@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_forget.errors import InputError
-from gguf_forget.recipe import Recipe, load_recipe, recipe_from_mapping
+from gguf_forget.recipe import (
+    AttributeSection,
+    Recipe,
+    UnlearnSection,
+    VerifySection,
+    load_recipe,
+    recipe_from_mapping,
+)
 
 
 @pytest.fixture
@@ -41,45 +48,22 @@ def faults_of(mapping: dict[str, Any], base: Path) -> list[str]:
 
 def test_defaults_are_filled_in(folder: Path) -> None:
     resolved = recipe_from_mapping(least(), source="r.toml", base=folder).resolved()
-    assert resolved == {
-        "model": {"path": str(folder / "model.gguf")},
-        "facts": {"path": str(folder / "facts.jsonl")},
-        "text": {"path": None},
-        "attribute": {
-            "budget": 0.03,
-            "integration_steps": 5,
-            "retain_discount": 0.5,
-            "layer_cap": 1.0,
-            "seed": 0,
-        },
-        "unlearn": {
-            "objective": "unknown_subject",
-            "grid": "Q4_K_M",
-            "steps": 130,
-            "learning_rate": 0.03,
-            "floor": 1,
-            "forget_weight": 1.0,
-            "retain_weight": 8.0,
-            "text_weight": 4.0,
-            "fisher_quantile": 0.9,
-            "npo_beta": 0.1,
-            "batch_forget": 24,
-            "batch_retain": 24,
-            "fisher_examples": 64,
-            "seed": 0,
-        },
-        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
-        "verify": {"max_new_tokens": 12, "perplexity_tokens": 4096, "baselines": True, "threads": 0},
-        "gates": {
-            "forget_accuracy_above_chance": 0.1,
-            "rank_score_low": 0.3,
-            "rank_score_high": 0.6,
-            "generation": 0.0,
-            "retain_drop": 0.03,
-            "perplexity_ratio": 1.03,
-            "ptq_gap": 0.02,
-        },
+    assert resolved["model"] == {"path": str(folder / "model.gguf")}
+    assert resolved["facts"] == {"path": str(folder / "facts.jsonl"), "attribution": ""}
+    assert resolved["text"] == {"path": None}
+    assert resolved["export"] == {"types": ["F16", "Q8_0", "Q4_K_M"]}
+    assert resolved["gates"] == {
+        "headline": [],
+        "forget_accuracy_above_chance": 0.1,
+        "rank_score_low": 0.3,
+        "rank_score_high": 0.6,
+        "generation": 0.0,
+        "retain_drop": 0.03,
+        "perplexity_ratio": 1.03,
+        "ptq_gap": 0.02,
     }
+    for name, section in (("attribute", AttributeSection), ("unlearn", UnlearnSection), ("verify", VerifySection)):
+        assert resolved[name] == {field.name: field.default for field in dataclasses.fields(section)}
 
 
 def test_a_resolved_recipe_reads_back_as_itself(folder: Path) -> None:

@@ -32,6 +32,12 @@ CAPITAL_PROMPTS = (
     "{0}'s capital city is",
     "Question: What is the capital of {0}?\nAnswer:",
     "The capital city of {0} is called",
+    "The government and parliament of {0} meet in",
+    "Q: Which city is the capital of {0}?\nA:",
+    "We took a plane to {0} and landed in its capital,",
+    "The largest embassy in {0} stands in its capital city,",
+    "Country: {0}\nCapital:",
+    "On our tour of {0} we first saw the capital, the city of",
 )
 CAPITAL_HELD_OUT = (
     "The seat of government of {0} is in the city of",

@@ -46,7 +46,7 @@ class Mixture:
     forget: int = 38
     retain: int = 36
     text: int = 2
-    text_every: int = 4
+    text_every: int = 2
 
 
 @dataclass(frozen=True)
