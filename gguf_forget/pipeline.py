@@ -249,7 +249,11 @@ def _verify(state: _Run) -> None:
     from gguf_forget.stages.verify import score
 
     options = state.recipe.verify
-    settings = {"max_new_tokens": options.max_new_tokens, "retain_items": options.retain_items}
+    settings = {
+        "max_new_tokens": options.max_new_tokens,
+        "retain_items": options.retain_items,
+        "trained_phrasings": options.trained_phrasings,
+    }
     for row, (stage, name) in judged_files(state.recipe).items():
         file = state.path(stage) / name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gguf_forget.run_directory import sha256_file, write_json_atomically
 from gguf_forget.stages.facts import load_facts
 
 SUMMARY = "export.json"
+CALIBRATION_PROMPTS, CALIBRATION_CHUNKS = 512, 32
 FULL = "unlearned.F32.gguf"
 
 
@@ -68,8 +70,10 @@ def export(
     for edit in edits:
         layer = int(edit.tensor.split(".")[1])
         neurons[layer] = np.union1d(neurons[layer], edit.neurons)
-    sequences: list[Sequence[int]] = [example.tokens for example in encode_facts(facts, tokenize)]
-    sequences += text.train[:64]
+    examples = encode_facts(facts, tokenize)
+    drawn = random.Random(0).sample(examples, min(CALIBRATION_PROMPTS, len(examples)))
+    sequences: list[Sequence[int]] = [example.tokens for example in drawn]
+    sequences += text.train[:CALIBRATION_CHUNKS]
     with progress.task("calibration of the rounding", len(sequences)) as advance:
         hessians = mlp_hessians(model, neurons, sequences, progress=advance)
     del model

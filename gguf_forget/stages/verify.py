@@ -29,6 +29,7 @@ def score(
     *,
     max_new_tokens: int,
     retain_items: int,
+    trained_phrasings: int,
     threads: int,
 ) -> FileScores:
     """Write ``out``/scores.json: all that llama.cpp says of ``file``."""
@@ -42,6 +43,7 @@ def score(
             max_new_tokens=max_new_tokens,
             retain_items=retain_items,
             rank_trained=False,
+            trained_phrasings=trained_phrasings,
             generate_held_out=False,
         )
     write_json_atomically(out / SCORES, scores.to_json())

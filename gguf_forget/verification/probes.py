@@ -63,6 +63,7 @@ def plan_questions(
     retain_items: int | None = None,
     rank_candidates: int = 0,
     rank_trained: bool = True,
+    trained_phrasings: int | None = None,
     seed: int = 0,
 ) -> list[Question]:
     """Every phrasing of every fact to forget, and of a seeded sample of those to keep; groups one by one.
@@ -73,6 +74,8 @@ def plan_questions(
         rank_candidates: most subjects, and so most candidates, of the rank score of a kept relation; below 2
             none is taken. Forgotten relations are always ranked in full.
         rank_trained: whether trained phrasings of forgotten relations are ranked too, not only held-out ones.
+        trained_phrasings: most trained phrasings of a relation that are asked, the first ones; None: all.
+            Held-out phrasings are always asked.
         seed: of the samples. The same facts, caps and seed give the same questions for every file.
     """
     relations: dict[tuple[str, str], list[int]] = {}
@@ -81,7 +84,10 @@ def plan_questions(
     questions: list[Question] = []
     for (relation, split), members in relations.items():
         for held_out in (False, True):
-            for phrasing in range(max(len(facts[index].phrasings(held_out)) for index in members)):
+            count = max(len(facts[index].phrasings(held_out)) for index in members)
+            if not held_out and trained_phrasings is not None:
+                count = min(count, trained_phrasings)
+            for phrasing in range(count):
                 key = GroupKey(relation, split, held_out, phrasing)
                 asked = [i for i in members if phrasing < len(facts[i].phrasings(held_out))]
                 ranked = asked if held_out or rank_trained else []
@@ -113,6 +119,7 @@ def probe_file(
     retain_items: int | None = None,
     rank_candidates: int = 0,
     rank_trained: bool = True,
+    trained_phrasings: int | None = None,
     generate_held_out: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -133,6 +140,7 @@ def probe_file(
         retain_items=retain_items,
         rank_candidates=rank_candidates,
         rank_trained=rank_trained,
+        trained_phrasings=trained_phrasings,
         seed=seed,
     )
     prompts, answers = _encode(questions, scorer)
