@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.scoring import Batch, answer_batch, answer_log_probability, log_probabilities
@@ -95,7 +96,14 @@ def unknown_subject_targets(
     targets = []
     for row, example in enumerate(forget):
         key = (facts[example.fact].relation, example.phrasing)
-        others = [other for other in pools[key] if other.fact != example.fact] or [example]
+        others = [other for other in pools[key] if other.fact != example.fact]
+        if not others:
+            fact = facts[example.fact]
+            raise InputError(
+                f"nobody else is asked about {fact.relation!r} as in {fact.prompts[example.phrasing]!r}, needed at "
+                "least one other subject: chance is what the model says of others",
+                hint="add facts of the same relation with the same phrasings, or set unlearn.objective to npo",
+            )
         if key not in firsts:
             drawn = generator.sample(others, min(first_token_subjects, len(others)))
             parts = [

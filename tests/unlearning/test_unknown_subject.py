@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.scoring import answer_batch, log_probabilities
@@ -130,3 +131,19 @@ def test_few_subjects_are_drawn_with_the_seed(tiny_double: Any) -> None:
 
     assert targets(0) == targets(0)
     assert len({tuple(targets(seed)) for seed in range(6)}) > 1
+
+
+def test_a_relation_with_a_single_subject_has_no_chance_level(tiny_model: Any) -> None:
+    facts = [*FACTS, fact("anthem")]
+    lone = Example((300, 20, 400), 2, len(FACTS), 0)
+    with pytest.raises(InputError, match="nobody else is asked about 'anthem' as in 'p'"):
+        unknown_subject_targets(
+            tiny_model,
+            facts,
+            [lone],
+            build_rivals(facts, [lone]),
+            [*examples(), lone],
+            first_token_subjects=4,
+            later_token_subjects=4,
+            seed=0,
+        )
