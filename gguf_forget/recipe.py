@@ -88,7 +88,7 @@ class AttributeSection:
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
-    pairs: int = setting(160, "clean and corrupted pairs of each split that are used", at_least=1)
+    pairs: int = setting(128, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
@@ -116,7 +116,7 @@ class UnlearnSection:
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(30, "kept prompts in one step", at_least=1)
-    fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
+    fisher_examples: int = setting(32, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -132,8 +132,8 @@ class VerifySection:
     """How each shipped file is judged through llama.cpp."""
 
     max_new_tokens: int = setting(8, "tokens of a greedy answer", at_least=1)
-    trained_phrasings: int = setting(4, "trained phrasings that are asked; held-out ones all are", at_least=1)
-    retain_items: int = setting(32, "kept facts asked about in each phrasing of a relation", at_least=1)
+    trained_phrasings: int = setting(3, "trained phrasings that are asked; held-out ones all are", at_least=1)
+    retain_items: int = setting(24, "kept facts asked about in each phrasing of a relation", at_least=1)
     perplexity_tokens: int = setting(2048, "tokens of plain text for the perplexity", at_least=2)
     baselines: bool = setting(True, "whether plain NPO on all weights, stock-rounded, is made and judged too")
     threads: int = setting(0, "threads of llama.cpp, 0 for one a core", at_least=0)

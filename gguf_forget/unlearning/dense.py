@@ -30,7 +30,7 @@ def train_dense_npo(
     steps: int = 30,
     learning_rate: float = 1e-5,
     beta: float = 0.1,
-    batch: int = 24,
+    batch: int = 12,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
