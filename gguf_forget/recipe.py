@@ -99,7 +99,7 @@ class UnlearnSection:
 
     objective: str = setting("unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo"))
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
-    steps: int = setting(60, "optimizer steps", at_least=1)
+    steps: int = setting(68, "optimizer steps", at_least=1)
     soft_share: float = setting(
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
@@ -112,7 +112,7 @@ class UnlearnSection:
     fisher_quantile: float = setting(
         0.75, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
     )
-    margin: float = setting(1.5, "nats below chance that unknown_subject aims at", at_least=0)
+    margin: float = setting(1.6, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(30, "kept prompts in one step", at_least=1)

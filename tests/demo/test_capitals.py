@@ -39,12 +39,13 @@ def test_known_facts(subject: str, relation: str, answer: str, split: str) -> No
 
 def test_phrasings_of_a_fact() -> None:
     paris = find("France", "capital")
-    assert paris.prompts == (
+    assert paris.prompts[:3] == (
         "The capital of France is",
         "France's capital city is",
         "Question: What is the capital of France?\nAnswer:",
-        "The capital city of France is called",
     )
+    assert len(paris.prompts) == 10
+    assert not set(paris.prompts) & set(paris.held_out_prompts)
     assert len(paris.held_out_prompts) == 3
     assert all("France" in prompt and "{" not in prompt for prompt in paris.held_out_prompts)
 
