@@ -41,7 +41,7 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many of each a step sees; ``text_positions``: every how many tokens the text is scored."""
+    """Prompts and text chunks in one step; in the text every ``text_every``-th token is scored."""
 
     forget: int = 38
     retain: int = 36
