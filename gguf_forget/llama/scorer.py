@@ -1,6 +1,6 @@
 """Log-probabilities and greedy text from a GGUF, computed by llama.cpp.
 
-Everything is one question asked of a prefix tree (:mod:`.prefix_tree`): the tokens to decode are its nodes,
+Everything is one question asked of a prefix tree (:mod:`gguf_forget.prefix_tree`): the tokens to decode are its nodes,
 shared by all the sequences that begin alike, and the logits of a node answer for every token that may follow
 it. A prompt is computed once for all its continuations, the last token of a continuation never, and a
 continuation of a single token costs nothing beyond its prompt.
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EvaluationError, InputError
-from .prefix_tree import Wave, plan_waves
+from ..prefix_tree import Wave, plan_waves
 from .session import Session
 
 

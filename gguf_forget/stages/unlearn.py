@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.facts import load_facts
-from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, applied
+from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
-from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
 
@@ -77,13 +75,8 @@ def _fisher(
     label: str,
 ) -> list[torch.Tensor]:
     drawn = random.Random(seed).sample(examples, min(count, len(examples)))
-
-    def loss(example: Example) -> torch.Tensor:
-        batch = answer_batch([example])
-        return -answer_log_probability(log_probabilities(model, batch), batch).sum()
-
-    with progress.task(f"Fisher of {label} facts", len(drawn)) as advance, applied(model, edits):
-        return diagonal_fisher(edits, [partial(loss, example) for example in drawn], progress=advance)
+    with progress.task(f"Fisher of {label} facts", len(drawn)) as advance:
+        return diagonal_fisher(model, edits, drawn, progress=advance)
 
 
 def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list[Example]:

@@ -69,7 +69,7 @@ def check_agreement(template: Path, original_f16: Path, facts_folder: Path, out:
     Raises :class:`EvaluationError` when a token differs, or answer log-probabilities of the forgotten facts differ by
     more than 0.05 nats on average: then what was trained is not what would be judged.
     """
-    from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
+    from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
 
     facts, _ = load_facts(facts_folder)
     tokenize = load_tokenizer(template)
@@ -84,7 +84,7 @@ def check_agreement(template: Path, original_f16: Path, facts_folder: Path, out:
     theirs = []
     with progress.task("comparing llama.cpp with transformers", len(examples)) as advance:
         for start in range(0, len(examples), 32):
-            batch = answer_batch(examples[start : start + 32])
+            batch = pack(answers(examples[start : start + 64]))
             theirs += answer_log_probability(log_probabilities(model, batch), batch).tolist()
             advance(batch.sequences)
     difference = mean_absolute_difference([float(parts[0].sum()) for parts in ours], theirs)

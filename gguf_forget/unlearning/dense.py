@@ -18,7 +18,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.objectives import divergence, negative_preference
-from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
+from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
 
 
 def train_dense_npo(
@@ -30,25 +30,29 @@ def train_dense_npo(
     steps: int = 30,
     learning_rate: float = 1e-5,
     beta: float = 0.1,
-    batch: int = 12,
+    batch: int = 38,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
-    """A copy of ``original`` (float32) with all its weights trained; the original is left as it is."""
+    """A copy of ``original`` (float32) with all its weights trained; the original is left as it is.
+
+    Each step sees ``batch`` examples to forget and as many to keep.
+    """
     generator = random.Random(seed)
     forget_source, retain_source = cycle(forget, generator), retain_cycle(facts, retain, generator)
     model = copy.deepcopy(original).requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     for _ in range(steps):
-        forget_batch = answer_batch(list(islice(forget_source, batch)))
-        retain_batch = answer_batch(list(islice(retain_source, batch)))
+        both = pack(answers(list(islice(forget_source, batch))) + answers(list(islice(retain_source, batch))))
+        asked, kept = both.split([batch, batch])
+        sizes = [len(asked.rows), len(kept.rows)]
         with torch.no_grad():
-            known = answer_log_probability(log_probabilities(original, forget_batch), forget_batch)
-            expected = log_probabilities(original, retain_batch)
+            reference, expected = log_probabilities(original, both).split(sizes)
         optimizer.zero_grad(set_to_none=True)
-        answer = answer_log_probability(log_probabilities(model, forget_batch), forget_batch)
-        negative_preference(answer, known, beta=beta).backward()
-        divergence(expected, log_probabilities(model, retain_batch)).backward()
+        found, held = log_probabilities(model, both).split(sizes)
+        known = answer_log_probability(reference, asked)
+        loss = negative_preference(answer_log_probability(found, asked), known, beta=beta)
+        (loss + divergence(expected, held)).backward()
         optimizer.step()
         progress(1)
     return model.requires_grad_(False)

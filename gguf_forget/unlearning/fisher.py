@@ -3,34 +3,81 @@
 The null space of a diagonal Fisher matrix is the set of coordinates with small entries, so projecting an
 update into it masks coordinates: here those whose ratio F_retain / F_forget is above a quantile (MANSU, arXiv
 2605.15138, uses the retain Fisher; taking the ratio is ours). F is the mean over examples of the squared
-gradient.
+gradient of the answer's log-probability.
 
-Shapes: one float64 array [n, d] for each edited tensor.
+Shapes: one float64 array [n, d] for each edited tensor; R examples of at most T tokens in a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from gguf_forget.checkpoint.architecture import mlps
+from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
+from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
+
+
+@contextmanager
+def _recorded(model: Any, edits: Sequence[CodeMoves]) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """While open, a forward pass records (input, output) of every edit's linear map, in the order of ``edits``."""
+    record: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layers = mlps(model)
+
+    def recorder(index: int) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            # No parameter asks for gradients, so below the first edit nothing does: there they begin here.
+            output = output if output.requires_grad else output.requires_grad_(True)
+            record[index] = (inputs[0].detach(), output)
+            return output
+
+        return hook
+
+    record.extend([(torch.empty(0), torch.empty(0))] * len(edits))
+    handles = [
+        getattr(layers[edit.layer], edit.role).register_forward_hook(recorder(index))
+        for index, edit in enumerate(edits)
+    ]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def diagonal_fisher(
+    model: Any,
     edits: Sequence[CodeMoves],
-    losses: Sequence[Callable[[], torch.Tensor]],
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[torch.Tensor]:
-    """Mean over ``losses`` of the squared gradient on each edit's weights; a loss is one example's."""
+    """Mean over ``examples`` of the squared gradient on each edit's weights, at the model as it is.
+
+    Every example has a row of the batch to itself, so its own gradient is the product of its inputs and its
+    output gradients, summed over its tokens.
+    """
     fisher = [torch.zeros(edit.step.shape, dtype=torch.float64) for edit in edits]
-    for loss in losses:
-        gradients = torch.autograd.grad(loss(), [edit.delta for edit in edits], allow_unused=True)
-        for total, gradient in zip(fisher, gradients, strict=True):
-            if gradient is not None:
-                total += gradient.double() ** 2
-        progress(1)
-    return [total / max(len(losses), 1) for total in fisher]
+    for start in range(0, len(examples), batch_size):
+        part = examples[start : start + batch_size]
+        batch = pack(answers(part), shared=False)
+        with _recorded(model, edits) as record:
+            total = answer_log_probability(log_probabilities(model, batch), batch).sum()
+        gradients = torch.autograd.grad(total, [output for _, output in record])
+        for own, edit, (inputs, _), gradient in zip(fisher, edits, record, gradients, strict=True):
+            if edit.role == "down":
+                left, right = inputs[..., edit.neurons], gradient  # [R, T, n], [R, T, d]
+            else:
+                left, right = gradient[..., edit.neurons], inputs
+            each = torch.bmm(left.float().transpose(1, 2), right.float())  # [R, n, d]
+            own += each.square_().sum(dim=0, dtype=torch.float64)
+        progress(len(part))
+    return [own / max(len(examples), 1) for own in fisher]
 
 
 def projection(

@@ -24,7 +24,7 @@ from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
-from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities, text_batch
+from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack, plain_text
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 
@@ -95,33 +95,32 @@ def train(
         # The learning rate decays over the last half.
         optimizer.learning_rate = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
         chosen = list(islice(forget_source, mixture.forget))
-        forget_batch = answer_batch([forget[index] for index in chosen])
-        kept = [
-            (weights.retain, answer_batch(list(islice(retain_source, mixture.retain)))),
-            (weights.text, text_batch(list(islice(text_source, mixture.text)), every=mixture.text_every)),
-        ]
+        asked = answers([forget[index] for index in chosen])
+        kept = answers(list(islice(retain_source, mixture.retain)))
+        prose = plain_text(list(islice(text_source, mixture.text)), every=mixture.text_every)
+        batch = pack(asked + kept + prose)
+        forget_part, *kept_parts = batch.split([len(asked), len(kept), len(prose)])
         hardness = 1.0 if soft_share <= 0 else min(1.0, step / (soft_share * steps))
         for edit in edits:
             edit.refresh(hardness)
         with torch.no_grad():
-            references = [log_probabilities(reference, batch) for _, batch in kept]
+            references = log_probabilities(reference, pack(kept + prose)).split([len(p.rows) for p in kept_parts])
             if objective == "npo":
-                known = answer_log_probability(log_probabilities(reference, forget_batch), forget_batch)
-        values: list[float] = []
+                known = answer_log_probability(log_probabilities(reference, forget_part), forget_part)
         with applied(model, edits):
-            log_probs = log_probabilities(model, forget_batch)
+            asked_log_probs, *kept_log_probs = log_probabilities(model, batch).split(
+                [len(part.rows) for part in (forget_part, *kept_parts)]
+            )
             if objective == "npo":
-                answer = answer_log_probability(log_probs, forget_batch)
+                answer = answer_log_probability(asked_log_probs, forget_part)
                 loss = negative_preference(answer, known, beta=npo_beta)
             else:
-                found = standing(log_probs, forget_batch, rivals, chosen)
+                found = standing(asked_log_probs, forget_part, rivals, chosen)
                 loss = chance_level(found, targets[chosen], margin=margin)
-            (weights.forget * loss).backward()
-            values.append(float(loss.detach()))
-            for (weight, batch), expected in zip(kept, references, strict=True):
-                loss = divergence(expected, log_probabilities(model, batch))
-                (weight * loss).backward()
-                values.append(float(loss.detach()))
+            losses = [loss, *map(divergence, references, kept_log_probs)]
+            total = weights.forget * losses[0] + weights.retain * losses[1] + weights.text * losses[2]
+            total.backward()
+        values = [float(loss.detach()) for loss in losses]
         if not all(value == value and abs(value) != float("inf") for value in values):
             raise EvaluationError(
                 f"training diverged at step {step + 1}: losses {values}",

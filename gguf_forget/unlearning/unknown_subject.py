@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,14 @@ import torch
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.scoring import Batch, answer_batch, answer_log_probability, log_probabilities
+from gguf_forget.unlearning.scoring import (
+    Batch,
+    Sequences,
+    answer_log_probability,
+    answers,
+    log_probabilities,
+    pack,
+)
 
 
 def _with_answer(prompt: Example, answer: Sequence[int]) -> Example:
@@ -72,53 +79,64 @@ def unknown_subject_targets(
     first_token_subjects: int,
     later_token_subjects: int,
     seed: int,
-    batch_size: int = 32,
+    batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """The target of :func:`standing` for every example of ``forget``, float32 [E], nats.
 
     ``pool``: examples whose subjects stand in; those of the same relation and phrasing are used, never the
-    example's own fact (for the first token, whose average all examples share, one fact in many is not worth a
-    pass of its own). The first token is averaged over more subjects than the later ones: it is one pass for
-    all examples together.
+    example's own fact: one more is drawn than is averaged over, so that it can be left out. The first token is
+    averaged over more subjects than the later ones, which cost a pass for each answer.
     """
     generator = random.Random(seed)
     pools: dict[tuple[str, int], list[Example]] = defaultdict(list)
     for example in pool:
         pools[(facts[example.fact].relation, example.phrasing)].append(example)
+    asked: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for row, example in enumerate(forget):
+        asked[(facts[example.fact].relation, example.phrasing)].append(row)
 
     @torch.no_grad()
-    def scored(examples: Sequence[Example]) -> torch.Tensor:
-        """Log-probabilities at every answer position of ``examples``, [positions, V]"""
-        return log_probabilities(model, answer_batch(examples))
+    def scored(sequences: Sequences) -> Iterator[tuple[torch.Tensor, Batch]]:
+        """Log-probabilities at every scored position, [positions, V], and their batch, part by part."""
+        for start in range(0, len(sequences), batch_size):
+            part = slice(start, start + batch_size)
+            batch = pack(Sequences(sequences.tokens[part], sequences.scored[part]))
+            yield log_probabilities(model, batch), batch
 
-    firsts: dict[tuple[str, int], torch.Tensor] = {}
-    targets = []
-    for row, example in enumerate(forget):
-        key = (facts[example.fact].relation, example.phrasing)
-        others = [other for other in pools[key] if other.fact != example.fact]
-        if not others:
-            fact = facts[example.fact]
-            raise InputError(
-                f"nobody else is asked about {fact.relation!r} as in {fact.prompts[example.phrasing]!r}, needed at "
-                "least one other subject: chance is what the model says of others",
-                hint="add facts of the same relation with the same phrasings, or set unlearn.objective to npo",
-            )
-        if key not in firsts:
-            drawn = generator.sample(others, min(first_token_subjects, len(others)))
-            parts = [
-                scored([_with_answer(other, other.answer[:1]) for other in drawn[start : start + batch_size]])
-                for start in range(0, len(drawn), batch_size)
-            ]
-            firsts[key] = torch.cat(parts).mean(dim=0)  # [V]
-        average = firsts[key]
-        target = average[example.answer[0]] - (average[rivals.tokens] * rivals.weights[row]).sum()
-        if len(example.answer) > 1:
-            drawn = generator.sample(others, min(later_token_subjects, len(others)))
-            log_probs = scored([_with_answer(other, example.answer) for other in drawn])
-            log_probs = log_probs.reshape(len(drawn), len(example.answer), -1)[:, 1:]
-            later = torch.tensor(example.answer[1:])[None, :, None].expand(len(drawn), -1, 1)
-            target = target + log_probs.gather(-1, later).mean(dim=0).sum()
-        targets.append(target)
-        progress(1)
-    return torch.stack(targets)
+    targets = torch.zeros(len(forget))
+    for key, rows in asked.items():
+        drawn = generator.sample(pools[key], min(first_token_subjects + 1, len(pools[key])))
+        firsts = answers([_with_answer(other, other.answer[:1]) for other in drawn])
+        found = torch.cat([log_probs for log_probs, _ in scored(firsts)])  # [subjects, V]
+        for row in rows:
+            others = [i for i, other in enumerate(drawn) if other.fact != forget[row].fact][:first_token_subjects]
+            if not others:
+                raise _nobody_else(facts[forget[row].fact], forget[row].phrasing)
+            average = found[others].mean(dim=0)  # [V]
+            targets[row] = average[forget[row].answer[0]] - (average[rivals.tokens] * rivals.weights[row]).sum()
+
+        stand_ins = generator.sample(pools[key], min(later_token_subjects + 1, len(pools[key])))
+        owners: list[int] = []
+        later = answers([])
+        for row in rows:
+            answer = forget[row].answer
+            strangers = [other for other in stand_ins if other.fact != forget[row].fact][:later_token_subjects]
+            if len(answer) > 1:
+                together = answers([_with_answer(other, answer) for other in strangers])
+                later += Sequences(together.tokens, tuple(places[1:] for places in together.scored))
+                owners += [row] * len(strangers)
+        if owners:
+            sums = torch.cat([answer_log_probability(log_probs, batch) for log_probs, batch in scored(later)])
+            counts = torch.bincount(torch.tensor(owners), minlength=len(forget))
+            targets += torch.zeros(len(forget)).index_add(0, torch.tensor(owners), sums) / counts.clamp(min=1)
+        progress(len(rows))
+    return targets
+
+
+def _nobody_else(fact: Fact, phrasing: int) -> InputError:
+    return InputError(
+        f"nobody else is asked about {fact.relation!r} as in {fact.prompts[phrasing]!r}, needed at least one other "
+        "subject: chance is what the model says of others",
+        hint="add facts of the same relation with the same phrasings, or set unlearn.objective to npo",
+    )

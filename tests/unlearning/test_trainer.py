@@ -14,7 +14,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.dense import train_dense_npo
-from gguf_forget.unlearning.scoring import answer_batch, answer_log_probability, log_probabilities
+from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
 
@@ -45,9 +45,9 @@ def run(bases: list[Any], edits: list[CodeMoves], **changes: Any) -> list[StepLo
     return train(bases, edits, FACTS, FORGET, RETAIN, TEXT, **{**arguments, **changes})
 
 
-def answers(model: Any) -> torch.Tensor:
+def answer_nats(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        batch = answer_batch(FORGET)
+        batch = pack(answers(FORGET))
         return answer_log_probability(log_probabilities(model, batch), batch)
 
 
@@ -74,13 +74,13 @@ def test_forgetting_gets_better_and_the_weights_say_so(tiny_model: Any, objectiv
     assert history[-1].moved > 0
     assert history[-1].forget < history[0].forget - 0.5
     edited = dense_copy(tiny_model, edits)  # what ships, without hooks
-    assert float((answers(edited) - answers(tiny_model)).mean()) < -0.5
+    assert float((answer_nats(edited) - answer_nats(tiny_model)).mean()) < -0.5
 
 
 def test_each_answer_is_held_to_its_own_target(tiny_model: Any) -> None:
     """With the original's own standings as targets nothing is left to forget, whatever is drawn."""
     rivals = build_rivals(FACTS, FORGET)
-    batch = answer_batch(FORGET)
+    batch = pack(answers(FORGET))
     with torch.no_grad():
         own = standing(log_probabilities(tiny_model, batch), batch, rivals, range(len(FORGET)))
     assert len(set(own.tolist())) == len(FORGET)
@@ -180,7 +180,7 @@ def test_dense_training_forgets_in_a_copy(tiny_model: Any) -> None:
         for _ in range(2)
     ]
     assert told == [1] * 10
-    assert float((answers(trained[0]) - answers(tiny_model)).max()) < -0.5
+    assert float((answer_nats(trained[0]) - answer_nats(tiny_model)).max()) < -0.5
     for own, original in zip(tiny_model.parameters(), before, strict=True):
         assert torch.equal(own, original)
         assert not own.requires_grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_forget.llama.prefix_tree import Wave, plan_waves
+from gguf_forget.prefix_tree import Wave, plan_waves
 
 # Few tokens and short lists: many shared prefixes, duplicates and prefixes of one another.
 requests_strategy = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=25)
