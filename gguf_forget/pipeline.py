@@ -218,12 +218,13 @@ def _baseline(state: _Run) -> None:
     types = _baseline_types(recipe)
     if not types:
         return
+    options = {"trained_phrasings": recipe.verify.trained_phrasings, "seed": recipe.unlearn.seed}
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
-        npo_baseline(template, state.path("facts"), types, out, state.progress, seed=recipe.unlearn.seed)
+        npo_baseline(template, state.path("facts"), types, out, state.progress, **options)
 
-    state.stage("baseline", build, after=("load", "facts"), types=list(types), seed=recipe.unlearn.seed)
+    state.stage("baseline", build, after=("load", "facts"), types=list(types), **options)
 
 
 def judged_files(recipe: Recipe) -> dict[str, tuple[str, str]]:

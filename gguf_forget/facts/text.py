@@ -70,8 +70,8 @@ def sample_model(
     start = start[0] if isinstance(start, list) else (0 if start is None else start)
     generator = torch.Generator().manual_seed(seed)
     sequences = []
-    for first in range(0, count, 16):
-        ids = torch.full((min(16, count - first), 1), start, dtype=torch.long)
+    for first in range(0, count, 64):
+        ids = torch.full((min(64, count - first), 1), start, dtype=torch.long)
         step, cache = ids, None
         with torch.no_grad():
             while ids.shape[1] < length:

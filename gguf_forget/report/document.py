@@ -18,7 +18,8 @@ Schema version 1. None (JSON null) stands for what was not measured::
 
 Columns of a row: ``forget_trained``, ``forget_held_out``, ``retain_same`` (kept relations that share their
 name with a forgotten one) and ``retain_all`` are 4-way accuracies ``{value, n, standard_error, chance}``,
-pooled over items; ``rank_held_out`` is the prior-corrected rank score (mean over phrasings),
+pooled over items; ``rank_trained`` and
+``rank_held_out`` are the prior-corrected rank score (mean over the phrasings ranked),
 ``answer_log_probability`` the mean of forgotten answers on held-out phrasings in nats, ``generation`` the
 share of greedy answers to trained phrasings that hold the answer, ``{value, n}``; ``perplexity`` that of
 plain text.
@@ -146,6 +147,7 @@ def _row(key: str, document: Mapping[str, Any], headline: Collection[str]) -> di
         "label": label_of(variant),
         "forget_trained": _accuracy(trained),
         "forget_held_out": _accuracy(held_out),
+        "rank_trained": _mean([g["rank_score"] for g in trained if g["rank_score"] is not None]),
         "rank_held_out": _mean([g["rank_score"] for g in held_out if g["rank_score"] is not None]),
         "answer_log_probability": _pooled(held_out, "answer_log_probability", "n"),
         "generation": {

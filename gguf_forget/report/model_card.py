@@ -12,7 +12,8 @@ TAGS = ("unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized")
 COLUMNS = (
     ("forget, trained", "forget_trained", 3),
     ("forget, held out", "forget_held_out", 3),
-    ("rank score", "rank_held_out", 3),
+    ("rank score, trained", "rank_trained", 3),
+    ("rank score, held out", "rank_held_out", 3),
     ("answer log-prob", "answer_log_probability", 2),
     ("greedy answer", "generation", 3),
     ("retain, same relation", "retain_same", 3),

@@ -18,6 +18,7 @@ COLUMNS = (
     # heading, key of the row, decimals
     ("forget\ntrained", "forget_trained", 3),
     ("forget\nheld out", "forget_held_out", 3),
+    ("rank\ntrained", "rank_trained", 3),
     ("rank\nheld out", "rank_held_out", 3),
     ("answer\nlog p", "answer_log_probability", 2),
     ("greedy\nanswer", "generation", 3),

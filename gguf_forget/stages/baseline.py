@@ -21,12 +21,22 @@ FULL = "F32.gguf"
 
 
 def npo_baseline(
-    template: Path, facts_folder: Path, types: Sequence[str], out: Path, progress: Progress, *, seed: int
+    template: Path,
+    facts_folder: Path,
+    types: Sequence[str],
+    out: Path,
+    progress: Progress,
+    *,
+    trained_phrasings: int,
+    seed: int,
 ) -> None:
-    """Write ``out``/F32.gguf (NPO as trained) and ``out``/<TYPE>.gguf (the same weights, quantized by llama.cpp)."""
+    """Write ``out``/F32.gguf (NPO as trained) and ``out``/<TYPE>.gguf (the same weights, quantized by llama.cpp).
+
+    Trained on the first ``trained_phrasings`` phrasings of each relation, the ones that are asked about afterwards.
+    """
     facts, _ = load_facts(facts_folder)
     tokenize = load_tokenizer(template)
-    examples = encode_facts(facts, tokenize)
+    examples = [example for example in encode_facts(facts, tokenize) if example.phrasing < trained_phrasings]
     splits = {
         split: [example for example in examples if facts[example.fact].split == split] for split in ("forget", "retain")
     }

@@ -55,7 +55,7 @@ def prepare_facts(
         raise InputError(f"{facts_path}: no forget fact has a prompt to train on", hint="add prompts")
     (out / FACTS).write_bytes(dump_facts(facts))
     documents = {half: file_documents(text_path, half) if text_path else builtin_documents(half) for half in HALVES}
-    model = load_torch(template)
+    model = load_torch(template, bfloat16=True)  # its samples are as good a text, in half the time
     with progress.task("sampling from the original", SAMPLES) as advance:
         samples = sample_model(model, count=SAMPLES, length=TRAIN_LENGTH, seed=seed, progress=advance)
     text = PlainText(

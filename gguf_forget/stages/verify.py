@@ -19,6 +19,7 @@ from gguf_forget.verification.scores import FileScores
 SCORES = "scores.json"
 AGREEMENT = "agreement.json"
 MAX_DIFFERENCE_NATS = 0.05
+RANKED_PHRASINGS = 1  # trained ones; with all candidates after every subject they cost most of the time
 
 
 def score(
@@ -42,7 +43,7 @@ def score(
             text.measure,
             max_new_tokens=max_new_tokens,
             retain_items=retain_items,
-            rank_trained=False,
+            ranked_phrasings=RANKED_PHRASINGS,
             trained_phrasings=trained_phrasings,
             generate_held_out=False,
         )

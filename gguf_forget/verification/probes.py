@@ -62,7 +62,7 @@ def plan_questions(
     *,
     retain_items: int | None = None,
     rank_candidates: int = 0,
-    rank_trained: bool = True,
+    ranked_phrasings: int | None = None,
     trained_phrasings: int | None = None,
     seed: int = 0,
 ) -> list[Question]:
@@ -73,7 +73,8 @@ def plan_questions(
             phrasing; None: all.
         rank_candidates: most subjects, and so most candidates, of the rank score of a kept relation; below 2
             none is taken. Forgotten relations are always ranked in full.
-        rank_trained: whether trained phrasings of forgotten relations are ranked too, not only held-out ones.
+        ranked_phrasings: most trained phrasings of a forgotten relation that are ranked, the first ones; None: all.
+            Held-out phrasings always are.
         trained_phrasings: most trained phrasings of a relation that are asked, the first ones; None: all.
             Held-out phrasings are always asked.
         seed: of the samples. The same facts, caps and seed give the same questions for every file.
@@ -90,7 +91,7 @@ def plan_questions(
             for phrasing in range(count):
                 key = GroupKey(relation, split, held_out, phrasing)
                 asked = [i for i in members if phrasing < len(facts[i].phrasings(held_out))]
-                ranked = asked if held_out or rank_trained else []
+                ranked = asked if held_out or ranked_phrasings is None or phrasing < ranked_phrasings else []
                 if split == "retain":
                     order = random.Random(f"{seed}/{key}").sample(asked, len(asked))
                     asked = sorted(order[:retain_items])
@@ -118,7 +119,7 @@ def probe_file(
     max_new_tokens: int,
     retain_items: int | None = None,
     rank_candidates: int = 0,
-    rank_trained: bool = True,
+    ranked_phrasings: int | None = None,
     trained_phrasings: int | None = None,
     generate_held_out: bool = True,
     seed: int = 0,
@@ -139,7 +140,7 @@ def probe_file(
         facts,
         retain_items=retain_items,
         rank_candidates=rank_candidates,
-        rank_trained=rank_trained,
+        ranked_phrasings=ranked_phrasings,
         trained_phrasings=trained_phrasings,
         seed=seed,
     )

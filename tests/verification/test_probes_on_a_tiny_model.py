@@ -148,7 +148,7 @@ def test_a_malformed_document_is_an_error(scores: FileScores, broken: dict[str, 
 
 
 def test_caps_draw_the_same_sample_for_every_file(scorer: Scorer, chunks: list[list[int]]) -> None:
-    options = {"retain_items": 2, "rank_candidates": 2, "rank_trained": False, "generate_held_out": False}
+    options = {"retain_items": 2, "rank_candidates": 2, "ranked_phrasings": 0, "generate_held_out": False}
     first = probe_file(scorer, FACTS, chunks, max_new_tokens=1, **options)
     again = probe_file(scorer, FACTS, chunks, max_new_tokens=1, **options)
     assert first == again
