@@ -185,11 +185,14 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
     ("stage", "place"),
     [
         ("load", "gguf_forget.stages.load.check_token_agreement"),
+        ("stock", "gguf_forget.stages.load.quantize"),
         ("facts", "gguf_forget.stages.facts.sample_model"),
+        ("agreement", "gguf_forget.stages.verify.mean_absolute_difference"),
         ("attribute", "gguf_forget.stages.attribute.select_neurons"),
         ("unlearn", "gguf_forget.unlearning.trainer.chance_level"),
         ("export", "gguf_forget.stages.export.mlp_hessians"),
         ("export", "gguf_forget.export.ship._read_back"),
+        ("baseline", "gguf_forget.stages.baseline.write_derived"),
         ("score-unlearned-q8_0", "gguf_forget.stages.verify.probe_file"),
         ("report", "gguf_forget.stages.report.build_model_card"),
     ],
@@ -199,7 +202,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_ends_the_same(
 ) -> None:
     """Ctrl-C inside each stage: exit 130, no partial folder, and the next run ends in the very same bytes.
 
-    The stages before it are taken from the finished run, so that each is not computed eight times.
+    The stages before it are taken from the finished run, so that each is not computed anew every time.
     """
     module, _, name = place.rpartition(".")
     original = getattr(importlib.import_module(module), name)
