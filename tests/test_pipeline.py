@@ -15,7 +15,9 @@ from tiny import build_tiny_gguf
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.cli import main
 from gguf_forget.facts.schema import Fact, dump_facts
+from gguf_forget.progress import Progress
 from gguf_forget.run_directory import sha256_file
+from gguf_forget.stages.verify import check_agreement
 from gguf_forget.verification.scores import FileScores
 
 FORGET = {
@@ -143,6 +145,23 @@ def test_the_circuit_is_the_only_place_that_changed(project: Path) -> None:
         layer = int(edit.tensor.split(".")[1])
         assert np.array_equal(edit.neurons, circuit.neurons[layer])
         assert not edit.delta[~edit.allowed].any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_agreement_compares_every_answer_once_whatever_the_batches(
+    project: Path, tmp_path: Path, batch_size: int
+) -> None:
+    """12 answers (6 forgotten facts in 2 phrasings), also where the last batch is not full."""
+    run = project / "done"
+    arguments = (run / "load" / "template.gguf", run / "stock" / "F16.gguf", run / "facts", tmp_path, Progress())
+    check_agreement(*arguments, batch_size=batch_size)
+    found = json.loads((tmp_path / "agreement.json").read_text())
+    recorded = json.loads((run / "agreement" / "agreement.json").read_text())
+    assert found["answers"] == recorded["answers"] == 12
+    difference = found.pop("mean_absolute_difference_nats")
+    assert difference == pytest.approx(recorded.pop("mean_absolute_difference_nats"), abs=1e-4)
+    assert 0 < difference < 0.05
+    assert found == recorded
 
 
 def test_the_report_follows_from_the_scores(project: Path) -> None:
