@@ -176,7 +176,9 @@ def test_what_was_not_measured_is_null() -> None:
     bare = {"groups": [group("capital", "retain", False, 4, 1.0)], "text": {}}
     found = row(report(scores={"unlearned/F16": bare}), 0)
     assert found["forget_held_out"] == {"value": None, "n": 0, "standard_error": None, "chance": None}
-    assert found["rank_trained"] is found["rank_held_out"] is found["perplexity"] is found["generation"]["value"] is None
+    assert (
+        found["rank_trained"] is found["rank_held_out"] is found["perplexity"] is found["generation"]["value"] is None
+    )
     assert found["retain_all"]["value"] == 1.0
 
 
@@ -273,7 +275,8 @@ def test_an_unknown_licence_is_not_claimed() -> None:
 def test_the_card_holds_the_figures_the_files_and_the_gates() -> None:
     card = build_model_card(report())
     assert (
-        r"| unlearned, bin-aware | Q4\_K\_M | 0.400 | 0.300 | 0.550 | 0.500 | -4.62 | 0.000 | 0.800 | 0.650 | 19.50 |" in card
+        r"| unlearned, bin-aware | Q4\_K\_M | 0.400 | 0.300 | 0.550 | 0.500 | -4.62 | 0.000 | 0.800 | 0.650 | 19.50 |"
+        in card
     )
     assert rf"| Q4\_K\_M | {'cd' * 32} | 105454144 | 9 | 8 | 1 | 12 |" in card
     assert r"| Q4\_K\_M | retain drop, same relation | 0.071 | ≤ 0.03 | failed |" in card
