@@ -6,8 +6,8 @@ the input of the down projection is the neuron's activation ``a``.
     score_j = sum over positions of (a_j - a'_j) * mean over k of dL/da_j at e' + alpha_k (e - e')
 
 with e, e' the clean and corrupted input embeddings, a and a' the activations of the clean and corrupted run,
-alpha_k the midpoints of m equal intervals, and L the logit of the answer's first token minus the mean logit
-of the distractors' first tokens. A positive score: what the neuron computes from the clean prompt raises L.
+alpha_k the midpoints of m equal intervals, and L the metric of :mod:`gguf_forget.circuit.inputs`. A positive
+score: what the neuron computes from the clean prompt raises L.
 
 Shapes: P pairs in a batch, T tokens, d_model, d_ff, L layers, V vocabulary.
 """
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from gguf_forget.checkpoint.architecture import GatedMlp, mlps
+from gguf_forget.circuit.inputs import metric, pair_batches
 from gguf_forget.facts.corruption import Pair
-from gguf_forget.facts.tokens import pad
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,6 @@ def _recorded_neurons(layers: Sequence[GatedMlp]) -> Iterator[list[torch.Tensor]
             handle.remove()
 
 
-def _metric(model: Any, embeddings: torch.Tensor, mask: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
-    """L for each pair, [P]. Only the logits that L needs are computed, at the last prompt token."""
-    hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(pairs)), mask.sum(dim=1) - 1]  # [P, d_model]
-    unembedding = model.get_output_embeddings().weight  # [V, d_model]
-    differences = []
-    for pair in pairs:
-        wrong = unembedding[list(pair.distractors)].mean(dim=0)
-        differences.append(unembedding[pair.answer] - wrong)
-    return (last * torch.stack(differences)).sum(dim=-1)
-
-
-def _batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
-    """Pairs of similar length together, so that little padding is computed."""
-    ordered = sorted(pairs, key=lambda pair: len(pair.clean))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
 def score_neurons(
     model: Any,
     pairs: Sequence[Pair],
@@ -93,35 +74,29 @@ def score_neurons(
     ``progress`` is told the number of pairs done since the last call.
     """
     layers = mlps(model)
-    embed = model.get_input_embeddings()
     total = torch.zeros(len(layers), layers[0].down.in_features, dtype=torch.float64)
     embedding_score, metric_gap = 0.0, 0.0
     with _recorded_neurons(layers) as record:
-        for batch in _batches(pairs, batch_size):
-            ids, mask_array = pad([pair.clean for pair in batch])
-            corrupted_ids, _ = pad([pair.corrupted for pair in batch])
-            mask = torch.from_numpy(mask_array)
+        for batch in pair_batches(model, pairs, batch_size):
             with torch.no_grad():
-                clean = embed(torch.from_numpy(ids))  # [P, T, d_model]
-                corrupted = embed(torch.from_numpy(corrupted_ids))
                 record.clear()
-                clean_metric = _metric(model, clean, mask, batch)
+                clean_metric = metric(model, batch.clean, batch)
                 clean_neurons = list(record)
                 record.clear()
-                corrupted_metric = _metric(model, corrupted, mask, batch)
+                corrupted_metric = metric(model, batch.corrupted, batch)
                 differences = [a - b for a, b in zip(clean_neurons, record, strict=True)]  # L x [P, T, d_ff]
             metric_gap += float((clean_metric - corrupted_metric).sum())
+            change = batch.clean - batch.corrupted
             for step in range(integration_steps):
                 alpha = (step + 0.5) / integration_steps
-                embeddings = (corrupted + alpha * (clean - corrupted)).requires_grad_(True)
+                embeddings = (batch.corrupted + alpha * change).requires_grad_(True)
                 record.clear()
-                metric = _metric(model, embeddings, mask, batch).sum()
-                gradients = torch.autograd.grad(metric, [embeddings, *record])
-                embedding_score += float(((clean - corrupted) * gradients[0]).sum()) / integration_steps
+                gradients = torch.autograd.grad(metric(model, embeddings, batch).sum(), [embeddings, *record])
+                embedding_score += float((change * gradients[0]).sum()) / integration_steps
                 for layer, (difference, gradient) in enumerate(zip(differences, gradients[1:], strict=True)):
                     contribution = (difference * gradient).sum(dim=(0, 1))
                     total[layer] += contribution.double() / integration_steps
             record.clear()
-            progress(len(batch))
+            progress(len(batch.pairs))
     count = max(len(pairs), 1)
     return NeuronScores(total / count, embedding_score / count, metric_gap / count, len(pairs))

@@ -11,15 +11,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example, Tokenize, split_tokens
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A clean and a corrupted prompt of equal length, and the first tokens that tell them apart.
+    """A clean and a corrupted prompt of equal length, and what tells them apart.
 
-    ``distractors`` are the first tokens of wrong answers; none equals ``answer``.
+    Either ``distractors`` are the first tokens of wrong answers (none equals ``answer``, the right one's first
+    token), or, for free text, ``answer_tokens`` is the whole right answer; then both prompts are followed by
+    all of these tokens but the last, so that they are predicted from position
+    ``len(clean) - len(answer_tokens)`` on.
+
+    Where no other subject has the same length, ``corrupted`` equals ``clean``, and the embeddings at positions
+    [start, stop) = ``span`` are replaced by the mean embedding of the tokens ``stand_ins``.
+
+    Raises :class:`InputError` when the lengths differ or when a pair cannot be read in one of these ways.
     """
 
     clean: tuple[int, ...]
@@ -27,6 +36,31 @@ class Pair:
     answer: int
     distractors: tuple[int, ...]
     fact: int
+    span: tuple[int, int] | None = None
+    stand_ins: tuple[int, ...] = ()
+    answer_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        found = f"the pair of fact {self.fact}"
+        if len(self.clean) != len(self.corrupted):
+            raise InputError(
+                f"{found} has prompts of {len(self.clean)} and {len(self.corrupted)} tokens, needed equal lengths",
+                hint="corrupt with a subject of as many tokens, or give a span and stand-ins",
+            )
+        if bool(self.distractors) == bool(self.answer_tokens):
+            raise InputError(
+                f"{found} has {len(self.distractors)} distractors and {len(self.answer_tokens)} answer tokens, "
+                "needed either distractors or the tokens of a free-text answer"
+            )
+        if not max(len(self.answer_tokens), 1) <= len(self.clean):
+            raise InputError(
+                f"{found} has {len(self.clean)} tokens, needed at least {max(len(self.answer_tokens), 1)}: "
+                "a prompt and the answer's tokens but the last"
+            )
+        if (self.span is None) != (not self.stand_ins):
+            raise InputError(f"{found} has a span or stand-ins without the other, needed both or neither")
+        if self.span is not None and not 0 <= self.span[0] < self.span[1] <= len(self.clean):
+            raise InputError(f"{found} has the span {self.span}, needed positions within {len(self.clean)} tokens")
 
 
 @dataclass(frozen=True)
