@@ -203,7 +203,8 @@ def _pair(example: Example, pool: _Pool, generator: random.Random) -> tuple[str,
         others = [o for o in others if (o.answer != example.answer if free else o.answer[0] != example.answer[0])]
         equal = [o.prompt for o in others if o.answer_start == example.answer_start and o.prompt != example.prompt]
         kind, corrupted = "other_subject", generator.choice(equal) if equal else None
-    span, stand_ins = None, ()
+    span: tuple[int, int] | None = None
+    stand_ins: tuple[int, ...] = ()
     if corrupted is None:
         if not others:
             return "unpaired", None

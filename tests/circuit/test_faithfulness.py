@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_a_perfect_circuit_has_all_of_the_interval() -> None:
 def test_circuits_are_nested_and_controls_have_their_profile() -> None:
     ranking = np.random.default_rng(0).random((3, 400)) * [[3.0], [2.0], [1.0]]
     own, control = nested_circuits(ranking), nested_circuits(shuffled_within_layers(ranking, seed=1))
-    for smaller, larger in zip(own, own[1:], strict=False):
+    for smaller, larger in itertools.pairwise(own):
         assert not (smaller.mask() & ~larger.mask()).any()
     for circuit, other in zip(own, control, strict=True):
         assert [len(layer) for layer in circuit.neurons] == [len(layer) for layer in other.neurons]

@@ -120,12 +120,12 @@ def test_free_text_is_judged_by_all_tokens_of_the_answer() -> None:
     found = build_pairs(facts, examples[::2], words, pool=examples, seed=0)
     assert found.counts() | {"other_subject": 1, "mean_embedding": 1, "free_text": 2} == found.counts()
     near, far = found.pairs
-    assert spoken(near.clean) == "tell me of norway : it lies far".split()
-    assert spoken(near.corrupted) == "tell me of mali : it lies far".split()
-    assert spoken(near.answer_tokens) == "it lies far north".split()
+    assert spoken(near.clean) == ["tell", "me", "of", "norway", ":", "it", "lies", "far"]
+    assert spoken(near.corrupted) == ["tell", "me", "of", "mali", ":", "it", "lies", "far"]
+    assert spoken(near.answer_tokens) == ["it", "lies", "far", "north"]
     assert near.answer == near.answer_tokens[0]
     assert near.distractors == ()
-    assert spoken(far.clean) == "tell me of new zealand : it lies far".split()
+    assert spoken(far.clean) == ["tell", "me", "of", "new", "zealand", ":", "it", "lies", "far"]
     assert far.span == (3, 5)
     assert spoken(far.stand_ins) == ["norway", "mali"]
 
@@ -146,9 +146,9 @@ def test_multiple_choice_puts_another_question_before_the_same_options() -> None
     examples = encode_facts(facts, words)
     found = build_pairs(facts, examples, words, pool=examples, seed=0)
     assert found.counts() | {"other_question": 3, "mean_embedding": 1} == found.counts()
-    options = "A. hydrogen B. neon C. argon D. iron Answer:".split()
+    options = ["A.", "hydrogen", "B.", "neon", "C.", "argon", "D.", "iron", "Answer:"]
     pair = found.pairs[0]
-    assert spoken(pair.clean) == [*"choose well : which gas burns".split(), *options]
+    assert spoken(pair.clean) == [*["choose", "well", ":", "which", "gas", "burns"], *options]
     assert spoken(pair.corrupted)[3:6] in (["which", "metal", "floats"], ["who", "was", "first"])
     assert spoken(pair.corrupted)[6:] == options
     assert spoken((pair.answer,)) == ["A"]
