@@ -5,40 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_forget.checkpoint.architecture import architecture
+from gguf_forget.checkpoint.architecture import attributable
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.checkpoint.load import load_tokenizer, load_torch, summarise
-from gguf_forget.errors import InputError
+from gguf_forget.checkpoint.load import load_tokenizer, load_torch
+from gguf_forget.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from gguf_forget.facts.tokens import Tokenize
 
 
-def _refuse_unknown(path: Path) -> None:
-    """:class:`InputError` for a path that is no model, ``UnsupportedError`` for an architecture that is not known."""
-    if path.is_dir():
-        architecture(_configuration(path).model_type)
-    elif path.is_file():
-        summarise(GgufFile(path))
-    else:
-        raise InputError(f"the model {path} does not exist", hint="give a GGUF file or a Hugging Face directory")
+def configuration(path: Path) -> Any:
+    """The Hugging Face configuration of a model whose circuits can be read.
 
-
-def _configuration(path: Path) -> Any:
+    Raises :class:`InputError` for a path that is no model, :class:`UnsupportedError` for an unknown architecture.
+    """
     from transformers import AutoConfig
 
-    try:
-        if path.is_dir():
-            return AutoConfig.from_pretrained(path, local_files_only=True)
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the configuration of the model {path} cannot be read", cause=str(error)) from error
+    from gguf_forget.checkpoint.quick_reader import quick_gguf
+
+    if path.is_dir():
+        try:
+            found = AutoConfig.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the configuration of the model {path} cannot be read", cause=str(error)) from error
+    elif path.is_file():
+        kind = GgufFile(path).text("general.architecture")
+        try:
+            with quick_gguf():
+                found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        except (OSError, ValueError, KeyError) as error:
+            raise UnsupportedError(
+                f"{path}: transformers cannot read GGUFs of architecture {kind!r}",
+                cause=str(error),
+                hint="give the Hugging Face directory that the file was converted from",
+            ) from error
+    else:
+        raise InputError(f"the model {path} does not exist", hint="give a GGUF file or a Hugging Face directory")
+    attributable(found)
+    return found
 
 
 def open_tokenizer(path: Path) -> Tokenize:
     """Text to token ids, BOS as the model's own tokenizer puts it."""
+    configuration(path)
     if not path.is_dir():
-        _refuse_unknown(path)
         return load_tokenizer(path)
     from transformers import AutoTokenizer
 
@@ -54,11 +64,8 @@ def open_tokenizer(path: Path) -> Tokenize:
 
 
 def open_model(path: Path) -> Any:
-    """The weights in float32 (a quantized GGUF dequantized), evaluation mode, no parameter requires gradients.
-
-    Raises :class:`InputError` for a path that is no model, ``UnsupportedError`` for an unknown architecture.
-    """
-    _refuse_unknown(path)
+    """The weights in float32 (a quantized GGUF dequantized), evaluation mode, no parameter requires gradients."""
+    configuration(path)
     if not path.is_dir():
         return load_torch(path)
     import torch
@@ -76,6 +83,6 @@ def outline(path: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    _refuse_unknown(path)
+    found = configuration(path)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_configuration(path))
+        return AutoModelForCausalLM.from_config(found)

@@ -9,21 +9,18 @@ Shapes: P pairs, T tokens, L layers, d_ff neurons a layer, K interventions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from gguf_forget.checkpoint.architecture import mlps
-from gguf_forget.circuit.inputs import PairBatch, metric, pair_batches
+from gguf_forget.circuit.hooks import Replacement, recorded_activations, replaced_activations
+from gguf_forget.circuit.inputs import metric, pair_batches
 from gguf_forget.circuit.selection import Circuit
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import Pair
-
-Hook = Callable[[Any, tuple[torch.Tensor, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -35,37 +32,14 @@ class PatchedMetrics:
     patched: np.ndarray
 
 
-@contextmanager
-def _down_hooks(model: Any, hooks: Sequence[Hook | None]) -> Iterator[None]:
-    """While open, ``hooks[layer]`` runs before that layer's down projection; None: the layer is left alone."""
-    handles = [
-        layer.down.register_forward_pre_hook(hook) for layer, hook in zip(mlps(model), hooks, strict=True) if hook
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _recorded(model: Any, embeddings: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """L [P], and the input of every down projection, L x [P, T, d_ff]."""
-    neurons: list[torch.Tensor] = []
-
-    def record(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        neurons.append(inputs[0])
-
-    with _down_hooks(model, [record] * len(mlps(model))):
-        return metric(model, embeddings, batch), neurons
-
-
-def _replace(kept: torch.Tensor, replacement: torch.Tensor) -> Hook:
-    """A hook that keeps the neurons ``kept`` (bool [d_ff]) and puts ``replacement`` in place of all others."""
-
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (torch.where(kept, inputs[0], replacement), *inputs[1:])
-
-    return hook
+def _replacements(mask: np.ndarray, values: Sequence[torch.Tensor]) -> dict[int, Replacement]:
+    """For :func:`replaced_activations`: the neurons outside ``mask`` (bool [L, d_ff]) and their new values."""
+    found = {}
+    for layer, row in enumerate(mask):
+        if not row.all():
+            indices = torch.from_numpy(np.flatnonzero(~row)).to(values[layer].device)
+            found[layer] = (indices, values[layer][..., indices])
+    return found
 
 
 def patched_metrics(
@@ -85,26 +59,22 @@ def patched_metrics(
     """
     if not pairs:
         raise InputError("there are no pairs to patch, needed at least one")
-    layers = len(mlps(model))
     clean, corrupted, patched = [], [], []
     with torch.no_grad():
         for batch in pair_batches(model, pairs, batch_size):
             clean.append(metric(model, batch.clean, batch))
-            value, neurons = _recorded(model, batch.corrupted, batch)
-            corrupted.append(value)
+            with recorded_activations(model) as record:
+                corrupted.append(metric(model, batch.corrupted, batch))
+            values = list(record.neurons)
             progress(2)
             if fill is not None:
-                neurons = [torch.from_numpy(fill[layer]).to(neurons[layer]) for layer in range(layers)]
+                values = [torch.from_numpy(fill[layer]).to(old) for layer, old in enumerate(values)]
             rows = []
             for mask in kept:
-                hooks = [
-                    None if row.all() else _replace(torch.from_numpy(row).to(value.device), replacement)
-                    for row, replacement in zip(mask, neurons, strict=True)
-                ]
-                with _down_hooks(model, hooks):
+                with replaced_activations(model, neurons=_replacements(mask, values)):
                     rows.append(metric(model, batch.clean, batch))
                 progress(1)
-            patched.append(torch.stack(rows) if rows else value.new_zeros(0, len(batch.pairs)))
+            patched.append(torch.stack(rows) if rows else clean[-1].new_zeros(0, len(batch.pairs)))
     return PatchedMetrics(*(torch.cat(part, dim=-1).double().cpu().numpy() for part in (clean, corrupted, patched)))
 
 
@@ -119,9 +89,10 @@ def mean_neurons(model: Any, pairs: Sequence[Pair], *, batch_size: int = 32) -> 
     tokens = 0
     with torch.no_grad():
         for batch in pair_batches(model, pairs, batch_size):
-            _, neurons = _recorded(model, batch.clean, batch)
+            with recorded_activations(model) as record:
+                metric(model, batch.clean, batch)
             real = batch.mask.bool()
-            sums = np.stack([layer[real].double().sum(dim=0).cpu().numpy() for layer in neurons])
+            sums = np.stack([layer[real].double().sum(dim=0).cpu().numpy() for layer in record.neurons])
             total = sums if total is None else total + sums
             tokens += int(real.sum())
     if total is None:

@@ -147,8 +147,9 @@ def _explanation(evidence: Mapping[str, Any]) -> str:
         "log-probability of the answer). Faithfulness: what the circuit does while all other MLP neurons are as in the "
         "corrupted run, 0 = no neuron, 1 = whole model. Drop: what L loses when the circuit's neurons are as in the "
         "corrupted run (resampled) or at their mean over these prompts; of gap: drop as a share of L(clean) − "
-        "L(corrupted). Undiscounted: by forget scores alone, without a cap on layers. Random controls have the circuit's size and layer profile. CPR, CMD: areas under f and |1 − f| "
-        "over the share of neurons kept, 0.001 to 1."
+        "L(corrupted). Undiscounted: by forget scores alone, without a cap on layers. Random controls have the "
+        "circuit's size and layer profile. CPR, CMD: areas under f and |1 − f| over the share of neurons kept, 0.001 "
+        "to 1."
     ).strip()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_forget.checkpoint.architecture import mlps
+from gguf_forget.checkpoint.components import components
 from gguf_forget.checkpoint.open import open_model, open_tokenizer, outline
 from gguf_forget.circuit.artifact import load_circuit, plain
 from gguf_forget.circuit.divergence import Divergence, divergence
@@ -61,8 +61,8 @@ def _same_shape(original: Path, unlearned: Path) -> tuple[int, int]:
     """Layers and neurons a layer, which must be equal in both."""
     shapes = []
     for path in (original, unlearned):
-        layers = mlps(outline(path))
-        shapes.append((len(layers), layers[0].down.in_features))
+        parts = components(outline(path))
+        shapes.append((len(parts.layers), parts.neurons))
     if shapes[0] != shapes[1]:
         raise InputError(
             f"{original} has {shapes[0][0]} layers of {shapes[0][1]} neurons, {unlearned} {shapes[1][0]} of "

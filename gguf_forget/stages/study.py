@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gguf_forget.checkpoint.architecture import mlps
+from gguf_forget.checkpoint.architecture import attributable
+from gguf_forget.checkpoint.components import components
 from gguf_forget.checkpoint.open import open_model, open_tokenizer, outline
 from gguf_forget.circuit.artifact import plain, save_circuit
 from gguf_forget.circuit.attribution import Attribution
@@ -63,13 +64,15 @@ def _resolved(model: Any, options: StudyOptions) -> AttributeSection:
     """The section with a share of parameters turned into a number of neurons."""
     if options.parameters is None:
         return options.section
-    layer = mlps(model)[0]
-    owned = sum(parameter.numel() for module in (layer.gate, layer.up) for parameter in module.parameters())
-    per_neuron = owned // layer.down.in_features + layer.down.out_features
+    entry, parts = attributable(model.config), components(model)
+    first = entry.layer.format(0)
+    inputs = [
+        parameter for path in entry.mlp_inputs for parameter in model.get_submodule(f"{first}.{path}").parameters()
+    ]
+    per_neuron = sum(parameter.numel() for parameter in inputs) // parts.neurons + parts.hidden
     total = sum(parameter.numel() for parameter in model.parameters())
-    return replace(
-        options.section, neurons=neurons_for_parameters(options.parameters, parameters=total, per_neuron=per_neuron)
-    )
+    count = neurons_for_parameters(options.parameters, parameters=total, per_neuron=per_neuron)
+    return replace(options.section, neurons=count)
 
 
 def _paired(model: Path, facts: Path, section: AttributeSection) -> PairedFacts:
@@ -82,13 +85,13 @@ def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str
     shape = outline(model)
     section = _resolved(shape, options)
     paired = _paired(model, facts, section)
-    layers = mlps(shape)
-    total = len(layers) * layers[0].down.in_features
+    parts = components(shape)
+    total = len(parts.layers) * parts.neurons
     return {
         "schema_version": 1,
         "folder": str(out),
         "parameters": sum(parameter.numel() for parameter in shape.parameters()),
-        "layers": len(layers),
+        "layers": len(parts.layers),
         "neurons": total,
         "neurons_wanted": section.neurons or max(1, round(section.budget * total)),
         "pairs": {split: paired.built[split].counts() for split in SPLITS},
