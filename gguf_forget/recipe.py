@@ -87,6 +87,9 @@ class AttributeSection:
 
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
+    variant: str = setting(
+        "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
+    )
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)

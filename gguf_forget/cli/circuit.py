@@ -37,6 +37,11 @@ def _scoring_options(function: Command) -> Command:
         click.option(
             "--pairs", type=click.IntRange(1), help="Pairs of prompts of each split that are attributed  [default: 128]"
         ),
+        click.option(
+            "--variant",
+            type=click.Choice(["inputs", "activations"]),
+            help="What the integrated gradient interpolates  [default: inputs]",
+        ),
         click.option("--steps", type=click.IntRange(1, 64), help="Points of the integrated gradient  [default: 5]"),
         click.option(
             "--layer-cap", type=Share(), help="Largest share of one layer's neurons  [default: 0.15]", metavar="SHARE"
@@ -83,6 +88,11 @@ def _one_budget(**given: Any) -> None:
 )
 @click.option(
     "--minimum-faithfulness", type=Share(), metavar="SHARE", help="Grow the circuit until it is that faithful, or fail"
+)
+@click.option(
+    "--level",
+    type=click.Choice(["neurons", "nodes", "edges"]),
+    help="Score neurons alone, or heads and MLPs too, or edges too  [default: nodes]",
 )
 @click.option("--parameters", type=Share(), metavar="SHARE", help="Budget as a share of all the model's parameters")
 @_scoring_options
@@ -137,7 +147,7 @@ def _study(
         from gguf_forget.report.circuit_table import print_circuit, print_plan
         from gguf_forget.stages.study import StudyOptions, plan, study
 
-        own = {name: options.pop(name) for name in ("parameters", "evidence") if name in options}
+        own = {name: options.pop(name) for name in ("parameters", "evidence", "level") if name in options}
         settings = StudyOptions(_section(options), **own)
         if dry_run:
             document = plan(model, facts, settings, out)

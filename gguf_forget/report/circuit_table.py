@@ -61,7 +61,7 @@ KINDS = {
     "other_question": "another question",
     "mean_embedding": "mean embedding",
 }
-ABLATIONS = {"resample": "resampled", "mean": "mean-ablated"}
+ABLATIONS = {"resample": "resampled", "mean": "to the mean"}
 LEFT_OUT = {"unpaired": "no partner", "undecidable": "distractors begin alike", "unlocated": "subject not found"}
 
 
@@ -81,7 +81,7 @@ def _table(evidence: Mapping[str, Any]) -> Table:
     table.add_column("neurons of", no_wrap=True, vertical="bottom")
     effects = {(row["split"], row["circuit"], row["kind"]): row for row in evidence.get("ablation", ())}
     kinds = list(dict.fromkeys(kind for _, _, kind in effects))
-    headings = ["kept alone:\nfaithfulness", "L > 0\nbefore"]
+    headings = ["faithful-\nness", "L > 0\nbefore"]
     for kind in kinds:
         headings += [f"{ABLATIONS[kind]}:\ndrop of L", "of\ngap", "L > 0\nafter"]
     for heading in headings:
@@ -95,7 +95,7 @@ def _table(evidence: Mapping[str, Any]) -> Table:
                 figure(effect["share_of_gap"], 2, sign=True),
                 figure(effect["right_after"], 2),
             ]
-        name = row["circuit"] + (f" × {row['drawn']}" if row["drawn"] > 1 else "")
+        name = row["circuit"].removesuffix(" control") + (f" × {row['drawn']}" if row["drawn"] > 1 else "")
         table.add_row(row["split"], name, *cells, style="bold" if row["circuit"] == "circuit" else None)
     return table
 

@@ -85,6 +85,11 @@ def selection_of(options: AttributeSection) -> Selection:
     )
 
 
+def scoring_of(options: AttributeSection) -> dict[str, Any]:
+    """Arguments of every scoring function."""
+    return {"integration_steps": options.integration_steps, "variant": options.variant}
+
+
 def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, progress: Progress) -> Attribution:
     """Score, select, and grow the circuit when a minimum faithfulness on the forget pairs is asked for."""
     forget, retain = paired.pairs("forget"), paired.pairs("retain")
@@ -95,8 +100,8 @@ def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, pro
             retain,
             selection=selection_of(options),
             seed=options.seed,
-            integration_steps=options.integration_steps,
             progress=advance,
+            **scoring_of(options),
         )
     if options.minimum_faithfulness <= 0:
         return found
@@ -128,7 +133,7 @@ def summary_of(found: Attribution, paired: PairedFacts, options: AttributeSectio
     scored = {"forget": found.forget, "retain": found.retain}
     return {
         "schema_version": 1,
-        "method": f"EAP-IG, MLP neurons, inputs interpolated, m = {options.integration_steps}",
+        "method": f"EAP-IG, MLP neurons, {options.variant} interpolated, m = {options.integration_steps}",
         "neurons": circuit.size,
         "share_of_neurons": circuit.share,
         "neurons_by_layer": [len(layer) for layer in circuit.neurons],

@@ -20,7 +20,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import SPLITS, read_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
-from gguf_forget.stages.attribute import CIRCUIT, PairedFacts, pair_facts, selection_of
+from gguf_forget.stages.attribute import CIRCUIT, PairedFacts, pair_facts, scoring_of, selection_of
 
 CONTROLS = 3
 
@@ -140,7 +140,5 @@ def _scores(path: Path, paired: PairedFacts, section: AttributeSection, progress
     found = {}
     with progress.task(f"EAP-IG on {path.name}", sum(len(paired.pairs(split)) for split in SPLITS)) as advance:
         for split in SPLITS:
-            found[split] = score_neurons(
-                model, paired.pairs(split), integration_steps=section.integration_steps, progress=advance
-            )
+            found[split] = score_neurons(model, paired.pairs(split), progress=advance, **scoring_of(section))
     return found

@@ -16,9 +16,12 @@ from gguf_forget.checkpoint.components import components
 from gguf_forget.checkpoint.open import open_model, open_tokenizer, outline
 from gguf_forget.circuit.artifact import plain, save_circuit
 from gguf_forget.circuit.attribution import Attribution
+from gguf_forget.circuit.edges import score_edges
 from gguf_forget.circuit.neurons import score_neurons
+from gguf_forget.circuit.nodes import score_nodes
 from gguf_forget.circuit.selection import neurons_for_parameters
 from gguf_forget.errors import InputError
+from gguf_forget.facts.corruption import Pair
 from gguf_forget.facts.schema import SPLITS, facts_hash, read_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
@@ -29,6 +32,7 @@ from gguf_forget.stages.attribute import (
     PairedFacts,
     find_circuit,
     pair_facts,
+    scoring_of,
     scores_of,
     selection_of,
     summary_of,
@@ -49,12 +53,14 @@ PATCHED_PAIRS = 16
 class StudyOptions:
     """``section`` as in a recipe; ``parameters`` is a share of all the model's parameters, in place of its budget.
 
-    ``evidence``: whether everything is measured, on ``section.evidence_pairs`` pairs of each split, with ``controls``
+    ``level``: "neurons" alone, which the circuit consists of; "nodes" scores heads and MLPs as well, "edges" also what
+    runs between them, all on the facts to forget. ``evidence``: whether everything is measured, on ``section.evidence_pairs`` pairs of each split, with ``controls``
     random circuits and ``patched`` top and as many random neurons patched exactly.
     """
 
     section: AttributeSection
     parameters: float | None = None
+    level: str = "nodes"
     evidence: bool = True
     controls: int = 3
     patched: int = 24
@@ -120,19 +126,43 @@ def study(model_path: Path, facts_path: Path, options: StudyOptions, out: Path, 
         "options": {**asdict(section), "parameters": options.parameters},
         "evidence": _evidence(model, paired, found, section, options, progress) if options.evidence else None,
     }
+    others = _components(model, paired.pairs("forget"), section, options.level, record, progress)
     document: dict[str, Any] = plain(record)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        save_circuit(partial / CIRCUIT, found.circuit, scores["forget"], scores["retain"])
+        save_circuit(partial / CIRCUIT, found.circuit, scores["forget"], scores["retain"], others)
         write_json_atomically(partial / SUMMARY, document)
-        _pictures(partial, found, document)
+        _pictures(partial, found, document, others)
         _publish(partial, out)
     except OSError as error:
         raise InputError(f"cannot write {out}", cause=str(error), hint="choose another folder with -o") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return document
+
+
+def _components(
+    model: Any,
+    pairs: tuple[Pair, ...],
+    section: AttributeSection,
+    level: str,
+    record: dict[str, Any],
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Scores of heads [L, H], MLPs [L] and edges [U, V], as far as ``level`` asks; ``record`` learns the names."""
+    arrays: dict[str, np.ndarray] = {}
+    scoring = scoring_of(section)
+    if level in ("nodes", "edges"):
+        with progress.task("EAP-IG of heads and MLPs", len(pairs)) as advance:
+            nodes = score_nodes(model, pairs, progress=advance, **scoring)
+        arrays |= {"heads": nodes.heads.cpu().numpy(), "mlps": nodes.mlps.cpu().numpy()}
+    if level == "edges":
+        with progress.task("EAP-IG of edges", len(pairs)) as advance:
+            edges = score_edges(model, pairs, progress=advance, **scoring)
+        arrays["edges"] = edges.scores.cpu().numpy()
+        record["graph"] = {"sources": list(edges.graph.sources), "destinations": list(edges.graph.destinations)}
+    return arrays
 
 
 def _evidence(
@@ -143,14 +173,12 @@ def _evidence(
     options: StudyOptions,
     progress: Progress,
 ) -> dict[str, Any]:
-    seed, steps = section.seed, section.integration_steps
+    seed, scoring = section.seed, scoring_of(section)
     test = {split: paired.judges(split, count=max(1, section.evidence_pairs), seed=seed) for split in SPLITS}
     named = circuits_compared(found, controls=options.controls, seed=seed, undiscounted=True)
     faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=True)
     few = test["forget"].pairs[:PATCHED_PAIRS]
-    own_scores = (
-        score_neurons(model, few, integration_steps=steps).scores.cpu().numpy()
-    )  # of the very pairs that are patched
+    own_scores = score_neurons(model, few, **scoring).scores.cpu().numpy()  # of the very pairs that are patched
     other = pair_facts(paired.facts, paired.tokenize, pairs=section.pairs, seed=seed + 1)
     return {
         "unseen_pairs": {split: judged.unseen for split, judged in test.items()},
@@ -162,22 +190,27 @@ def _evidence(
         ),
         "across_halves": None if found.across_halves is None else asdict(found.across_halves),
         "across_seeds": across_seeds(
-            model,
-            found,
-            other.pairs("forget"),
-            other.pairs("retain"),
-            selection_of(section),
-            progress,
-            integration_steps=steps,
+            model, found, other.pairs("forget"), other.pairs("retain"), selection_of(section), progress, **scoring
         ),
     }
 
 
-def _pictures(folder: Path, found: Attribution, document: Mapping[str, Any]) -> None:
-    from gguf_forget.report.circuit_plots import plot_faithfulness, plot_scores
+def _pictures(
+    folder: Path, found: Attribution, document: Mapping[str, Any], components: Mapping[str, np.ndarray]
+) -> None:
+    from gguf_forget.report.circuit_plots import plot_components, plot_faithfulness, plot_scores
 
     name = document["model"]
     plot_scores(folder, found.ranking, found.circuit.mask(), title=f"{name}: which neurons were chosen")
+    if components:
+        plot_components(
+            folder,
+            components["heads"],
+            components["mlps"],
+            document["neurons_by_layer"],
+            unit="change of L",
+            title=f"{name}: what the facts to forget go through",
+        )
     evidence = document["evidence"]
     if evidence:
         own = next(row for row in evidence["faithfulness"] if (row["split"], row["circuit"]) == ("forget", "circuit"))
