@@ -107,7 +107,7 @@ class UnlearnSection:
 
     objective: str = setting("unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo"))
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
-    steps: int = setting(80, "optimizer steps", at_least=1)
+    steps: int = setting(81, "optimizer steps", at_least=1)
     soft_share: float = setting(
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
@@ -115,15 +115,15 @@ class UnlearnSection:
     damping: float = setting(0.5, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
     floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
     forget_weight: float = setting(5.0, "weight of the forget term", above=0)
-    retain_weight: float = setting(24.0, "weight of the KL to the original on kept facts", at_least=0)
+    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts", at_least=0)
     text_weight: float = setting(8.0, "weight of the KL to the original on plain text", at_least=0)
     fisher_quantile: float = setting(
         0.75, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
     )
-    margin: float = setting(2.0, "nats below chance that unknown_subject aims at", at_least=0)
+    margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
-    batch_retain: int = setting(30, "kept prompts in one step", at_least=1)
+    batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
     fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
