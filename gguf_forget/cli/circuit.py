@@ -11,7 +11,9 @@ import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
 from gguf_forget.cli.common import Command, common, guarded
+from gguf_forget.recipe import AttributeSection
 
+DEFAULTS = AttributeSection()
 EVIDENCE_PAIRS = 64  # a study has the time that a stage of a run has not
 
 
@@ -33,41 +35,55 @@ class Share(click.ParamType):
 
 def _scoring_options(function: Command) -> Command:
     for option in (
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of every random choice  [default: 0]"),
         click.option(
-            "--pairs", type=click.IntRange(1), help="Pairs of prompts of each split that are attributed  [default: 128]"
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            help=f"Seed of every random choice  [default: {DEFAULTS.seed}]",
+        ),
+        click.option(
+            "--pairs",
+            type=click.IntRange(1),
+            help=f"Pairs of prompts of each split that are attributed  [default: {DEFAULTS.pairs}]",
         ),
         click.option(
             "--variant",
             type=click.Choice(["inputs", "activations"]),
-            help="What the integrated gradient interpolates  [default: inputs]",
+            help=f"What the integrated gradient interpolates  [default: {DEFAULTS.variant}]",
         ),
-        click.option("--steps", type=click.IntRange(1, 64), help="Points of the integrated gradient  [default: 5]"),
         click.option(
-            "--layer-cap", type=Share(), help="Largest share of one layer's neurons  [default: 0.15]", metavar="SHARE"
+            "--steps",
+            type=click.IntRange(1, 64),
+            help=f"Points of the integrated gradient  [default: {DEFAULTS.integration_steps}]",
+        ),
+        click.option(
+            "--layer-cap",
+            type=Share(),
+            help=f"Largest share of one layer's neurons  [default: {DEFAULTS.layer_cap}]",
+            metavar="SHARE",
         ),
         click.option(
             "--retain-discount",
             type=click.FloatRange(0),
-            help="Weight of the retain attribution that is subtracted  [default: 1]",
+            help=f"Weight of the retain attribution that is subtracted  [default: {DEFAULTS.retain_discount:g}]",
         ),
         click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
         click.option(
-            "--budget", type=Share(), help="Budget as a share of the MLPs' parameters  [default: 0.03]", metavar="SHARE"
+            "--budget",
+            type=Share(),
+            help=f"Budget as a share of the MLPs' parameters  [default: {DEFAULTS.budget}]",
+            metavar="SHARE",
         ),
     ):
         function = option(function)
     return function
 
 
-def _section(given: dict[str, Any]) -> Any:
+def _section(given: dict[str, Any]) -> AttributeSection:
     """The [attribute] section of a recipe with what was given on the command line."""
-    from gguf_forget.recipe import AttributeSection
-
     renamed = {"steps": "integration_steps"}
     values = {renamed.get(key, key): value for key, value in given.items() if value is not None}
     values.setdefault("evidence_pairs", EVIDENCE_PAIRS)
-    return dataclasses.replace(AttributeSection(), **values)
+    return dataclasses.replace(DEFAULTS, **values)
 
 
 def _one_budget(**given: Any) -> None:
@@ -84,7 +100,9 @@ def _one_budget(**given: Any) -> None:
 )
 @click.option("--evidence/--no-evidence", default=None, help="Whether the circuit is judged  [default: evidence]")
 @click.option(
-    "--evidence-pairs", type=click.IntRange(1), help=f"Pairs of each split to judge it on  [default: {EVIDENCE_PAIRS}]"
+    "--evidence-pairs",
+    type=click.IntRange(1),
+    help=f"Pairs of each split to judge it on  [default: {EVIDENCE_PAIRS}]",
 )
 @click.option(
     "--minimum-faithfulness", type=Share(), metavar="SHARE", help="Grow the circuit until it is that faithful, or fail"

@@ -32,8 +32,8 @@ from gguf_forget.stages.attribute import (
     PairedFacts,
     find_circuit,
     pair_facts,
-    scoring_of,
     scores_of,
+    scoring_of,
     selection_of,
     summary_of,
 )
@@ -54,8 +54,9 @@ class StudyOptions:
     """``section`` as in a recipe; ``parameters`` is a share of all the model's parameters, in place of its budget.
 
     ``level``: "neurons" alone, which the circuit consists of; "nodes" scores heads and MLPs as well, "edges" also what
-    runs between them, all on the facts to forget. ``evidence``: whether everything is measured, on ``section.evidence_pairs`` pairs of each split, with ``controls``
-    random circuits and ``patched`` top and as many random neurons patched exactly.
+    runs between them, all on the facts to forget. ``evidence``: whether everything is measured, on
+    ``section.evidence_pairs`` pairs of each split, with ``controls`` random circuits and ``patched`` top and as many
+    random neurons patched exactly.
     """
 
     section: AttributeSection
