@@ -87,9 +87,17 @@ class AttributeSection:
 
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
+    variant: str = setting(
+        "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
+    )
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
+    neurons: int = setting(0, "number of neurons, in place of the budget; 0 leaves it to the budget", at_least=0)
+    minimum_faithfulness: float = setting(
+        0.0, "grow the circuit until it alone does this share of what all neurons do; 0 does not", at_least=0, at_most=1
+    )
+    evidence_pairs: int = setting(16, "pairs of each split on which the circuit is judged; 0 for none", at_least=0)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
