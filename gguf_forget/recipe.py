@@ -91,6 +91,9 @@ class AttributeSection:
         "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
     )
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
+    mean_embedding: bool = setting(
+        True, "whether a subject that no other matches in length is corrupted by the others' mean embedding"
+    )
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
     neurons: int = setting(0, "number of neurons, in place of the budget; 0 leaves it to the budget", at_least=0)

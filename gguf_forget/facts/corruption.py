@@ -119,8 +119,11 @@ def is_multiple_choice(fact: Fact, prompt: str) -> bool:
 class _Pool:
     """The examples that partners come from, by relation and phrasing, and where each names its subject."""
 
-    def __init__(self, facts: Sequence[Fact], pool: Sequence[Example], tokenize: Tokenize) -> None:
+    def __init__(
+        self, facts: Sequence[Fact], pool: Sequence[Example], tokenize: Tokenize, *, mean_embedding: bool
+    ) -> None:
         self.facts = facts
+        self.mean_embedding = mean_embedding
         self.tokenize = tokenize
         self._members: dict[tuple[str, int], list[Example]] = defaultdict(list)
         self._spans: dict[tuple[int, int], tuple[int, int] | None] = {}
@@ -168,16 +171,18 @@ def build_pairs(
     pool: Sequence[Example],
     seed: int,
     limit: int | None = None,
+    mean_embedding: bool = True,
 ) -> Pairs:
     """One pair for each example that can be corrupted (see the module's docstring), and counts of the others.
 
     ``limit`` draws that many examples (seeded). Partners are drawn from ``pool`` (normally the examples of
     both splits), seeded; a partner's answer must begin with another token than the clean one's (for free text: be
     another answer), or the pair would not tell the two apart. In multiple choice the partner's letter says nothing
-    about the options shown, and is not asked for.
+    about the options shown, and is not asked for. Without ``mean_embedding`` an example without a partner of equal
+    length is left out.
     """
     generator = random.Random(seed)
-    members = _Pool(facts, pool, tokenize)
+    members = _Pool(facts, pool, tokenize, mean_embedding=mean_embedding)
     chosen = list(examples)
     if limit is not None and limit < len(chosen):
         chosen = [chosen[index] for index in sorted(generator.sample(range(len(chosen)), limit))]
@@ -206,7 +211,7 @@ def _pair(example: Example, pool: _Pool, generator: random.Random) -> tuple[str,
     span: tuple[int, int] | None = None
     stand_ins: tuple[int, ...] = ()
     if corrupted is None:
-        if not others:
+        if not others or not pool.mean_embedding:
             return "unpaired", None
         kind, corrupted = "mean_embedding", example.prompt
         span, stand_ins = pool.span(example), _subject_tokens(others, pool)

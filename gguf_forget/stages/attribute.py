@@ -58,13 +58,17 @@ def _of(facts: Sequence[Fact], examples: Sequence[Example], split: str) -> list[
     return [example for example in examples if facts[example.fact].split == split]
 
 
-def pair_facts(facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int) -> PairedFacts:
+def pair_facts(
+    facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int, mean_embedding: bool
+) -> PairedFacts:
     """At most ``pairs`` pairs of each split; :class:`InputError` when a split gives none."""
     examples = encode_facts(facts, tokenize)
     built = {}
     for split in SPLITS:
         own = _of(facts, examples, split)
-        built[split] = build_pairs(facts, own, tokenize, seed=seed, limit=pairs, pool=examples)
+        built[split] = build_pairs(
+            facts, own, tokenize, seed=seed, limit=pairs, pool=examples, mean_embedding=mean_embedding
+        )
         if not built[split].pairs:
             raise InputError(
                 f"no pair of clean and corrupted prompts can be made from the {split} facts",
@@ -156,7 +160,7 @@ def attribute(template: Path, facts_folder: Path, options: AttributeSection, out
     """Write ``out``/circuit.safetensors and ``out``/circuit.json, with evidence from ``options.evidence_pairs``."""
     facts, _ = load_facts(facts_folder)
     model, tokenize = load_torch(template), load_tokenizer(template)
-    paired = pair_facts(facts, tokenize, pairs=options.pairs, seed=options.seed)
+    paired = pair_facts(facts, tokenize, pairs=options.pairs, seed=options.seed, mean_embedding=options.mean_embedding)
     found = find_circuit(model, paired, options, progress)
     scores = scores_of(found)
     save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])

@@ -29,7 +29,10 @@ def _paired(original: Path, unlearned: Path, facts: Path, section: AttributeSect
     """Pairs in the original's tokens; :class:`InputError` when the other model reads them as other tokens."""
     read = read_facts(facts, free_text=True)
     first, second = (
-        pair_facts(read, open_tokenizer(path), pairs=section.pairs, seed=section.seed) for path in (original, unlearned)
+        pair_facts(
+            read, open_tokenizer(path), pairs=section.pairs, seed=section.seed, mean_embedding=section.mean_embedding
+        )
+        for path in (original, unlearned)
     )
     if first.built != second.built:
         raise InputError(

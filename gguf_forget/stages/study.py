@@ -83,7 +83,13 @@ def _resolved(model: Any, options: StudyOptions) -> AttributeSection:
 
 
 def _paired(model: Path, facts: Path, section: AttributeSection) -> PairedFacts:
-    return pair_facts(read_facts(facts, free_text=True), open_tokenizer(model), pairs=section.pairs, seed=section.seed)
+    return pair_facts(
+        read_facts(facts, free_text=True),
+        open_tokenizer(model),
+        pairs=section.pairs,
+        seed=section.seed,
+        mean_embedding=section.mean_embedding,
+    )
 
 
 def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str, Any]:
@@ -180,7 +186,9 @@ def _evidence(
     faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=True)
     few = test["forget"].pairs[:PATCHED_PAIRS]
     own_scores = score_neurons(model, few, **scoring).scores.cpu().numpy()  # of the very pairs that are patched
-    other = pair_facts(paired.facts, paired.tokenize, pairs=section.pairs, seed=seed + 1)
+    other = pair_facts(
+        paired.facts, paired.tokenize, pairs=section.pairs, seed=seed + 1, mean_embedding=section.mean_embedding
+    )
     return {
         "unseen_pairs": {split: judged.unseen for split, judged in test.items()},
         "faithfulness": faithful,

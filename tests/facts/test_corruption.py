@@ -40,10 +40,10 @@ FACTS = (
 )
 
 
-def built(*, seed: int = 0, limit: int | None = None) -> Pairs:
+def built(*, seed: int = 0, limit: int | None = None, mean_embedding: bool = True) -> Pairs:
     examples = encode_facts(FACTS, words)
     own = [example for example in examples if FACTS[example.fact].split == "forget"]
-    return build_pairs(FACTS, own, words, pool=examples, seed=seed, limit=limit)
+    return build_pairs(FACTS, own, words, pool=examples, seed=seed, limit=limit, mean_embedding=mean_embedding)
 
 
 def test_pairs_and_counts() -> None:
@@ -58,6 +58,12 @@ def test_pairs_and_counts() -> None:
         "undecidable": 2,  # nauru
         "unlocated": 0,
     }
+
+
+def test_without_mean_embeddings_a_subject_of_a_length_of_its_own_is_left_out() -> None:
+    pairs = built(mean_embedding=False)
+    assert pairs.counts() == built().counts() | {"pairs": 2 * 3, "mean_embedding": 0, "unpaired": 2 + 2}
+    assert pairs.pairs == tuple(pair for pair in built().pairs if pair.span is None)
 
 
 def spoken(tokens: tuple[int, ...]) -> list[str]:
