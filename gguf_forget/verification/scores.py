@@ -284,7 +284,7 @@ class FileScores:
         """Raw accuracy pooled over items that are a choice; NaN when there are none."""
         return mean([item.credit() for item in self.select(split, relations, held_out) if item.is_choice])
 
-    def rank_wins(self, relation: str, held_out: bool, split: str = "forget") -> dict[int, float]:
+    def rank_wins(self, relation: str, held_out: bool | None, split: str = "forget") -> dict[int, float]:
         """Fact -> its rank score, the mean over phrasings (see :func:`.metrics.rank_wins`)."""
         wins: dict[int, list[float]] = {}
         for table in self.ranks:
@@ -293,7 +293,7 @@ class FileScores:
                     wins.setdefault(fact, []).append(float(value))
         return {fact: mean(values) for fact, values in wins.items()}
 
-    def rank_score(self, relation: str, held_out: bool, split: str = "forget") -> float:
+    def rank_score(self, relation: str, held_out: bool | None, split: str = "forget") -> float:
         """Prior-corrected rank score, the mean over phrasings; NaN when none was measured."""
         return mean([mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)])
 
