@@ -41,7 +41,7 @@ def judge_files(evidence: Evidence) -> Verdict:
 def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Evidence) -> list[Gate]:
     gates = [_change(file)]
     original = evidence.originals.get(file.compared_with)
-    if file.scores is None:
+    if file.problem is not None or file.scores is None:
         return [*gates, without_number("scores", file.label, UNKNOWN, file.problem or "the file was not asked")]
     relations = forgotten_relations(file.scores) if evidence.headline is None else evidence.headline
     if not relations:

@@ -157,7 +157,7 @@ def ask(
         raise EvaluationError("a text chunk has fewer than 2 tokens: nothing in it can be predicted")
     nats = [-value for value in scorer.sequence_log_probabilities(measure_chunks)]
 
-    ranks = _rank_tables(questions, sums)
+    ranks = rank_tables(questions, sums)
     return FileScores(
         items=tuple(items),
         ranks=ranks,
@@ -199,7 +199,7 @@ def encode(questions: Sequence[Question], scorer: ScoresTokens) -> tuple[list[li
     return prompts, answers
 
 
-def _rank_tables(questions: Sequence[Question], sums: Sequence[dict[str, float]]) -> tuple[RankTable, ...]:
+def rank_tables(questions: Sequence[Question], sums: Sequence[dict[str, float]]) -> tuple[RankTable, ...]:
     rows: dict[GroupKey, list[int]] = {}
     for index, question in enumerate(questions):
         if question.candidates:

@@ -1,0 +1,10 @@
+"""The command line, from which every command hangs."""
+
+from __future__ import annotations
+
+from gguf_forget.cli.commands import main
+from gguf_forget.cli.verify import verify
+
+main.add_command(verify)
+
+__all__ = ["main"]
