@@ -214,8 +214,8 @@ class Session:
     ) -> NDArray[np.float32]:
         """Append B tokens to the cache; logits [number wanted, V] of the wanted ones, in order.
 
-        :meth:`reserve` the cache first. The result is llama.cpp's own memory: read it before the next call. Token ``i`` joins the sequences
-        ``first_sequence[i]`` … ``first_sequence[i] + sequence_count[i] - 1``.
+        :meth:`reserve` the cache first. The result is llama.cpp's own memory: read it before the next call. Token
+        ``i`` joins the sequences ``first_sequence[i]`` … ``first_sequence[i] + sequence_count[i] - 1``.
 
         Raises:
             EvaluationError: llama.cpp refused the batch or failed in it.

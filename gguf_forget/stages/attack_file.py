@@ -14,6 +14,7 @@ from typing import Any
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import GgufForgetError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks
+from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, quantize
 from gguf_forget.progress import Progress
 from gguf_forget.verification.attacks.prompts import in_chat, prompt_attacks, targets
@@ -138,7 +139,7 @@ class _Attacker:
     def requantized(self, file_type: str) -> list[Attack]:
         made = self.work / f"{file_type}.gguf"
         try:
-            quantize(self.dequantized("file"), made, file_type)
+            run_in_child(quantize, self.dequantized("file"), made, file_type)
             return self.answered("requantize", f"quantized to {file_type}", self.asked, made)
         finally:
             made.unlink(missing_ok=True)
@@ -167,7 +168,7 @@ class _Attacker:
         made = self.work / f"{which}.F32.gguf"
         if not made.exists():
             source = self.target.file if which == "file" else self.target.original
-            quantize(source, made, "F32", allow_requantize=True)
+            run_in_child(quantize, source, made, "F32", allow_requantize=True)
         return made
 
 

@@ -13,8 +13,8 @@ from gguf_forget.checkpoint.comparison import changed_tensors, chat_template_dif
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, LlamaError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks, file_documents
+from gguf_forget.llama.child import IsolatedScorer, run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, quantize
-from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import VerifySection
 from gguf_forget.run_directory import sha256_file
@@ -148,12 +148,12 @@ def _stock(base: _File, kind: str, work: Path, progress: Progress) -> Path:
         return base.path
     progress.note(f"quantizing the original to {kind} for comparison")
     target = work / f"original.{kind}.gguf"
-    quantize(base.path, target, kind, allow_requantize=True)
+    run_in_child(quantize, base.path, target, kind, allow_requantize=True)
     return target
 
 
-def _open(path: Path, settings: Settings) -> Scorer:
-    return Scorer(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
+def _open(path: Path, settings: Settings) -> IsolatedScorer:
+    return IsolatedScorer(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
 
 
 def _chunks(model: Path, settings: Settings, progress: Progress) -> list[list[int]]:
@@ -163,7 +163,7 @@ def _chunks(model: Path, settings: Settings, progress: Progress) -> list[list[in
         return chunks(documents, scorer.tokenize, length=CHUNK_LENGTH, count=count, seed=0)
 
 
-def _scores(scorer: Scorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
+def _scores(scorer: IsolatedScorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
     questions = asked.questions
     scores = ask(scorer, questions, chunked, max_new_tokens=settings.options.max_new_tokens, longest_text=LONGEST_TEXT)
     scores = with_memorisation(scorer, questions, scores)
