@@ -45,7 +45,8 @@ def build_tiny_gguf(
 
     It has no knowledge, but everything else of a SmolLM2 file: a byte-level BPE vocabulary (``gpt2`` with
     pre-tokenizer ``smollm``, at most 768 entries, trained on ``texts``), BOS and EOS ids without BOS being
-    added, a chat template, tied embeddings (no ``output.weight``) unless told otherwise. The same arguments give the same bytes.
+    added, a chat template, tied embeddings (no ``output.weight``, unless told otherwise). The same arguments
+    give the same bytes.
 
     With the defaults every row is a multiple of 256, so every K-quant fits. Digits are split one by one
     before the vocabulary is trained, because transformers reads ``smollm`` without that rule: with no

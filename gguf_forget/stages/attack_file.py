@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from gguf_forget.facts.text import builtin_documents, chunks
 from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, quantize
 from gguf_forget.progress import Progress
+from gguf_forget.verification.attacks import KINDS
 from gguf_forget.verification.attacks.prompts import in_chat, prompt_attacks, targets
 from gguf_forget.verification.attacks.sampling import sampled_answers
 from gguf_forget.verification.evidence import Attack
@@ -65,12 +66,15 @@ def attack_file(
     max_new_tokens: int,
     open_scorer: Callable[[Path], AbstractContextManager[Any]],
     progress: Progress,
+    kinds: Collection[str] = tuple(KINDS),
 ) -> tuple[Attack, ...]:
-    """All attacks, quick or full. One that fails is recorded with its reason, and the next one goes on."""
+    """All attacks of these kinds, quick or full. One that fails is recorded with its reason, and the next goes on."""
     found: list[Attack] = []
     with tempfile.TemporaryDirectory(prefix="gguf-forget-attack-") as folder:
         attacker = _Attacker(target, questions, full, max_new_tokens, open_scorer, Path(folder), progress)
         for job in attacker.jobs():
+            if job.kind not in kinds:
+                continue
             progress.note(f"{target.label}: attack, {job.name}, about {_duration(job.seconds)}")
             try:
                 found += job.run()
