@@ -195,7 +195,7 @@ def _curves(report: Mapping[str, Any]) -> list[str]:
                     f"{figures['steps'][-1]} steps (original {figures['original']:.3f}, n = {figures['questions']}); "
                     f"half of the loss {'is not' if back is None else 'is'} back{when}"
                 )
-            elif attack["kind"] == "last-layer" and figures:
+            elif attack["kind"] == "last-layer" and "relations" in figures:
                 found = "; ".join(
                     f"{relation} " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                     for relation, values in figures["relations"].items()

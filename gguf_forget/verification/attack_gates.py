@@ -8,7 +8,7 @@ with as many facts. Below chance is no success of an attack, so there are no low
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.gates import NOT_APPLICABLE, UNKNOWN, Gate, GateLimits, bounded, spread, without_number
@@ -17,6 +17,7 @@ from gguf_forget.verification.metrics import mean
 from gguf_forget.verification.scores import FileScores
 
 QUANTILE = 1.96  # of the normal distribution, 97.5 %
+NEAR = 0.9  # of the original's own figure, where an attack has no bound but that (see .attacks.last_layer)
 RANK_VARIANCE = 1 / 12  # of one subject's rank score by chance, uniform between 0 and 1
 
 
@@ -33,11 +34,20 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
         return []
     gates: list[Gate] = []
     for relation in relations:
-        gates += _recovered(attack.scores, name, label, relation, limits)
+        reference = attack.figures.get("original", {}).get(relation, {})
+        gates += _recovered(attack.scores, name, label, relation, limits, reference)
     return gates or [without_number(name, label, UNKNOWN, "nothing was measured")]
 
 
-def _recovered(scores: FileScores, name: str, label: str, relation: str, limits: GateLimits) -> list[Gate]:
+def _recovered(
+    scores: FileScores,
+    name: str,
+    label: str,
+    relation: str,
+    limits: GateLimits,
+    reference: Mapping[str, float],
+) -> list[Gate]:
+    """``reference``: accuracy and rank of the original under an attack that is only compared with it."""
     gates = []
     asked = [item for item in scores.select("forget", {relation}) if item.is_choice]
     if asked:
@@ -50,7 +60,7 @@ def _recovered(scores: FileScores, name: str, label: str, relation: str, limits:
                 label,
                 mean([item.credit() for item in asked]),
                 None,
-                max(chance + limits.forget_accuracy_above_chance, luck),
+                max(chance + limits.forget_accuracy_above_chance, luck, _near(reference.get("accuracy"), chance)),
                 f"{spread([item.credit() for item in asked], [item.fact for item in asked])}; chance {chance:.2f}",
             )
         )
@@ -63,7 +73,7 @@ def _recovered(scores: FileScores, name: str, label: str, relation: str, limits:
                 label,
                 scores.rank_score(relation, None),
                 None,
-                max(limits.rank_score_high, luck),
+                max(limits.rank_score_high, luck, _near(reference.get("rank"), 0.5)),
                 f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
             )
         )
@@ -73,6 +83,11 @@ def _recovered(scores: FileScores, name: str, label: str, relation: str, limits:
         detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, [item.fact for item in answers])}"
         gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     return gates
+
+
+def _near(original: float | None, chance: float) -> float:
+    """Nine tenths of the way from chance to the original's figure; no bound without one."""
+    return -math.inf if original is None else chance + NEAR * (original - chance)
 
 
 def _leak(attack: Attack, name: str, label: str, limits: GateLimits) -> Gate:

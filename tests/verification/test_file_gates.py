@@ -178,6 +178,17 @@ def test_an_attack_that_could_not_run_is_unknown_one_that_makes_no_sense_is_not_
     assert attacked(Attack("relearning", "x", figures={"steps": 3})).exit_code == 0
 
 
+def test_reading_past_the_output_layer_is_bounded_by_what_the_original_gives_there() -> None:
+    def through_head(rank: float) -> Attack:
+        figures = {"original": {"capital": {"accuracy": 0.95, "rank": 1.0}}}
+        return Attack("last-layer", "head", capital_scores(forget=60, rank=rank), figures)
+
+    assert attacked(through_head(0.94)).exit_code == 0
+    found = attacked(through_head(0.96))
+    assert by_status(found, "failed") == ["attack, head: rank score, capital"]
+    assert gate(found, "attack, head: accuracy, capital").high == pytest.approx(0.25 + 0.9 * 0.7)
+
+
 def sampled(right: list[int], wrong: list[list[int]]) -> Attack:
     figures = {"samples": 100, "k": 100, "right": right, "wrong": wrong, "facts": list(range(len(right)))}
     return Attack("sampling", "sampled answers", figures=figures)
