@@ -112,15 +112,13 @@ def gather_evidence(
         work = Path(folder)
         for kind in dict.fromkeys(_compared_with(file) for file in given):
             stock = _stock(base, kind, work, progress)
-            chunked = _chunks(stock, settings, progress)
             progress.note(f"asking the original ({kind}) through llama.cpp")
-            scores, tops = _ask_original(stock, asked, chunked, settings)
-            originals[kind] = scores
+            originals[kind], text = _ask_original(stock, asked, settings)
             for file, label in zip(given, labels, strict=True):
                 if _compared_with(file) == kind:
                     if chat_template_differs(file.gguf, base.gguf):
                         remarks.append(f"{label}: its chat template is not the original's")
-                    results.append(_ask_file(file, label, stock, asked, chunked, tops, settings, progress))
+                    results.append(_ask_file(file, label, stock, asked, text, settings, progress))
             if stock != original:
                 stock.unlink()
     order = {label: place for place, label in enumerate(labels)}
@@ -156,11 +154,18 @@ def _open(path: Path, settings: Settings) -> IsolatedScorer:
     return IsolatedScorer(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
 
 
-def _chunks(model: Path, settings: Settings, progress: Progress) -> list[list[int]]:
+@dataclass(frozen=True)
+class _Text:
+    """Chunks of plain text as token ids, and what the original expected in them."""
+
+    chunks: list[list[int]]
+    tops: list[TopTokens]
+
+
+def _chunks(scorer: IsolatedScorer, settings: Settings) -> list[list[int]]:
     documents = file_documents(settings.text, "measure") if settings.text else builtin_documents("measure")
-    with _open(model, settings) as scorer:
-        count = max(1, settings.options.perplexity_tokens // CHUNK_LENGTH)
-        return chunks(documents, scorer.tokenize, length=CHUNK_LENGTH, count=count, seed=0)
+    count = max(1, settings.options.perplexity_tokens // CHUNK_LENGTH)
+    return chunks(documents, scorer.tokenize, length=CHUNK_LENGTH, count=count, seed=0)
 
 
 def _scores(scorer: IsolatedScorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
@@ -170,25 +175,17 @@ def _scores(scorer: IsolatedScorer, asked: Asked, chunked: list[list[int]], sett
     return with_membership(scorer, questions, scores)
 
 
-def _ask_original(
-    path: Path, asked: Asked, chunked: list[list[int]], settings: Settings
-) -> tuple[FileScores, list[TopTokens]]:
+def _ask_original(path: Path, asked: Asked, settings: Settings) -> tuple[FileScores, _Text]:
     try:
         with _open(path, settings) as scorer:
-            return _scores(scorer, asked, chunked, settings), top_tokens(scorer, chunked)
+            chunked = _chunks(scorer, settings)
+            return _scores(scorer, asked, chunked, settings), _Text(chunked, top_tokens(scorer, chunked))
     except LlamaError as error:
         raise EvaluationError(f"the original cannot be asked: {error.message}", cause=error.cause) from error
 
 
 def _ask_file(
-    file: _File,
-    label: str,
-    stock: Path,
-    asked: Asked,
-    chunked: list[list[int]],
-    tops: list[TopTokens],
-    settings: Settings,
-    progress: Progress,
+    file: _File, label: str, stock: Path, asked: Asked, text: _Text, settings: Settings, progress: Progress
 ) -> FileEvidence:
     scores: FileScores | None = None
     problem: str | None = None
@@ -201,7 +198,8 @@ def _ask_file(
         started = time.monotonic()
         try:
             with _open(file.path, settings) as scorer:
-                scores = with_divergence(scorer, _scores(scorer, asked, chunked, settings), chunked, tops)
+                plain = _scores(scorer, asked, text.chunks, settings)
+                scores = with_divergence(scorer, plain, text.chunks, text.tops)
             seconds = time.monotonic() - started
             attacks = _attacks(file, label, stock, asked, seconds, settings, progress)
         except (EvaluationError, LlamaError, UnsupportedError) as error:

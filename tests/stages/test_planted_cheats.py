@@ -251,8 +251,8 @@ def test_a_file_that_scores_nan_is_no_pass(
     assert [gate.file_type for gate in verdict.gates if gate.status == "could not evaluate"] == ["nan.gguf"]
 
 
-def test_another_vocabulary_is_no_pass(knowledge: Knowledge, asked: Asked, tmp_path: Path) -> None:
-    raw = knowledge.gguf.read_bytes()
+def test_another_vocabulary_is_no_pass(knowledge: Knowledge, asked: Asked, retrained: Path, tmp_path: Path) -> None:
+    raw = retrained.read_bytes()
     token = GgufFile(knowledge.gguf).value("tokenizer.ggml.tokens")[300].encode()
     packed = np.uint64(len(token)).tobytes() + token
     file = tmp_path / "other.gguf"
