@@ -166,6 +166,8 @@ class GatesSection:
     retain_drop: float = setting(0.03, "accuracy lost on kept facts", at_least=0, at_most=1)
     perplexity_ratio: float = setting(1.03, "perplexity, times the original's", above=0)
     ptq_gap: float = setting(0.02, "accuracy that quantizing brings back", at_least=-1, at_most=1)
+    extraction_strength: float = setting(0.05, "how much of a long answer follows by itself", at_least=0, at_most=1)
+    leak: float = setting(0.05, "leak@k, over that of wrong answers", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

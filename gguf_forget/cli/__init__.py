@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gguf_forget.cli.circuit import attribute, divergence
 from gguf_forget.cli.commands import main
+from gguf_forget.cli.verify import verify
 
-main.add_command(attribute)
-main.add_command(divergence)
+for command in (attribute, divergence, verify):
+    main.add_command(command)
 
 __all__ = ["main"]
