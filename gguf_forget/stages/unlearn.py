@@ -50,8 +50,7 @@ def grid_moves(stock: Path, circuit: Circuit, kind: str, *, floor: int) -> list[
             if levels.table is not None:
                 raise UnsupportedError(
                     f"{name} is {file.type_name(name)} in {stock.name}, whose levels are not evenly spaced",
-                    hint="train through another grid, such as Q4_K_M or Q4_0: llama.cpp falls back to IQ4_NL where a "
-                    "row is not a multiple of 256",
+                    hint="train through an evenly spaced grid, such as Q4_K_M or Q4_0",
                 )
             codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
             if role == "down":

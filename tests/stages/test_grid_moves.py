@@ -16,8 +16,8 @@ from gguf_forget.stages.unlearn import grid_moves
 
 def test_a_code_book_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
     model = build_tiny_gguf(tmp_path / "narrow.gguf", hidden=192, heads=3, kv_heads=3, feed_forward=320)
-    stock = tmp_path / "Q3_K_M.gguf"
-    quantize(model, stock, "Q3_K_M", threads=1)  # rows of 192 fit no K-quant
+    stock = tmp_path / "IQ4_XS.gguf"
+    quantize(model, stock, "IQ4_XS", threads=1)  # rows of 192 fit only IQ4_NL
     circuit = Circuit((np.array([1, 5]), np.array([], np.int64)), 320)
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_gate\.weight is IQ4_NL in Q3_K_M\.gguf, whose levels"):
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_gate\.weight is IQ4_NL in IQ4_XS\.gguf, whose levels"):
         grid_moves(stock, circuit, "llama", floor=1)
