@@ -15,7 +15,9 @@ from tiny import build_tiny_gguf
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.cli import main
 from gguf_forget.facts.schema import Fact, dump_facts
+from gguf_forget.progress import Progress
 from gguf_forget.run_directory import sha256_file
+from gguf_forget.stages.verify import check_agreement
 from gguf_forget.verification.scores import FileScores
 
 FORGET = {
@@ -145,6 +147,23 @@ def test_the_circuit_is_the_only_place_that_changed(project: Path) -> None:
         assert not edit.delta[~edit.allowed].any()
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_agreement_compares_every_answer_once_whatever_the_batches(
+    project: Path, tmp_path: Path, batch_size: int
+) -> None:
+    """12 answers (6 forgotten facts in 2 phrasings), also where the last batch is not full."""
+    run = project / "done"
+    arguments = (run / "load" / "template.gguf", run / "stock" / "F16.gguf", run / "facts", tmp_path, Progress())
+    check_agreement(*arguments, batch_size=batch_size)
+    found = json.loads((tmp_path / "agreement.json").read_text())
+    recorded = json.loads((run / "agreement" / "agreement.json").read_text())
+    assert found["answers"] == recorded["answers"] == 12
+    difference = found.pop("mean_absolute_difference_nats")
+    assert difference == pytest.approx(recorded.pop("mean_absolute_difference_nats"), abs=1e-4)
+    assert 0 < difference < 0.05
+    assert found == recorded
+
+
 def test_the_report_follows_from_the_scores(project: Path) -> None:
     run = project / "done"
     report = json.loads((run / "report" / "report.json").read_text())
@@ -185,11 +204,14 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
     ("stage", "place"),
     [
         ("load", "gguf_forget.stages.load.check_token_agreement"),
+        ("stock", "gguf_forget.stages.load.quantize"),
         ("facts", "gguf_forget.stages.facts.sample_model"),
-        ("attribute", "gguf_forget.stages.attribute.select_neurons"),
+        ("agreement", "gguf_forget.stages.verify.mean_absolute_difference"),
+        ("attribute", "gguf_forget.stages.attribute.save_circuit"),
         ("unlearn", "gguf_forget.unlearning.trainer.chance_level"),
         ("export", "gguf_forget.stages.export.mlp_hessians"),
         ("export", "gguf_forget.export.ship._read_back"),
+        ("baseline", "gguf_forget.stages.baseline.write_derived"),
         ("score-unlearned-q8_0", "gguf_forget.stages.verify.probe_file"),
         ("report", "gguf_forget.stages.report.build_model_card"),
     ],
@@ -199,7 +221,7 @@ def test_an_interrupt_anywhere_leaves_a_run_that_ends_the_same(
 ) -> None:
     """Ctrl-C inside each stage: exit 130, no partial folder, and the next run ends in the very same bytes.
 
-    The stages before it are taken from the finished run, so that each is not computed eight times.
+    The stages before it are taken from the finished run, so that each is not computed anew every time.
     """
     module, _, name = place.rpartition(".")
     original = getattr(importlib.import_module(module), name)

@@ -23,7 +23,7 @@ class GgufFile:
     @cached_property
     def reader(self) -> Any:
         """gguf-py's reader; every failure to read becomes an :class:`InputError` that names the file."""
-        from gguf import GGUFReader
+        from gguf_forget.checkpoint.quick_reader import QuickReader
 
         hint = "the file is cut short or damaged: compare its size and hash with the original's"
         try:
@@ -31,7 +31,7 @@ class GgufFile:
                 magic = file.read(4)
             if magic != MAGIC:
                 raise InputError(f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file")
-            reader = GGUFReader(self.path)
+            reader = QuickReader(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:

@@ -118,8 +118,10 @@ def load_torch(path: Path, *, bfloat16: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from gguf_forget.checkpoint.quick_reader import quick_gguf
+
     _quiet_transformers()
-    with redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
+    with quick_gguf(), redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     if bfloat16:
         model = model.to(torch.bfloat16)
@@ -130,8 +132,11 @@ def load_tokenizer(path: Path) -> Tokenize:
     """The GGUF's tokenizer as transformers reads it: text to token ids, BOS as the metadata says."""
     from transformers import AutoTokenizer
 
+    from gguf_forget.checkpoint.quick_reader import quick_gguf
+
     _quiet_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    with quick_gguf():
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
     def tokenize(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=True)["input_ids"])

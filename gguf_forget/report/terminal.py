@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-NARROWEST = 100  # columns; a narrower pipe gets lines of this length rather than a broken table
+NARROWEST = 110  # columns; a narrower pipe gets lines of this length rather than a broken table
 COLUMNS = (
     # heading, key of the row, decimals
     ("forget\ntrained", "forget_trained", 3),
@@ -34,7 +34,7 @@ def print_report(report: Mapping[str, Any], file: IO[str] | None = None, *, widt
 
     Args:
         file: where to; None: standard output.
-        width: columns; None: the terminal's, at least 100 when it is none.
+        width: columns; None: the terminal's, 110 when it is none.
     """
     stream = file if file is not None else sys.stdout
     terminal = stream.isatty()

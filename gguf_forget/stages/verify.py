@@ -64,7 +64,9 @@ def _probe_texts(facts: tuple[Fact, ...]) -> list[str]:
     return texts
 
 
-def check_agreement(template: Path, original_f16: Path, facts_folder: Path, out: Path, progress: Progress) -> None:
+def check_agreement(
+    template: Path, original_f16: Path, facts_folder: Path, out: Path, progress: Progress, *, batch_size: int = 64
+) -> None:
     """Write ``out``/agreement.json: llama.cpp and transformers split every probe alike and score answers alike.
 
     Raises :class:`EvaluationError` when a token differs, or answer log-probabilities of the forgotten facts differ by
@@ -84,8 +86,8 @@ def check_agreement(template: Path, original_f16: Path, facts_folder: Path, out:
         )
     theirs = []
     with progress.task("comparing llama.cpp with transformers", len(examples)) as advance:
-        for start in range(0, len(examples), 32):
-            batch = pack(answers(examples[start : start + 64]))
+        for start in range(0, len(examples), batch_size):
+            batch = pack(answers(examples[start : start + batch_size]))
             theirs += answer_log_probability(log_probabilities(model, batch), batch).tolist()
             advance(batch.sequences)
     difference = mean_absolute_difference([float(parts[0].sum()) for parts in ours], theirs)

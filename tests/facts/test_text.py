@@ -67,20 +67,20 @@ def test_chunks_are_distinct_stretches_of_the_documents() -> None:
 def test_samples_follow_the_model_step_by_step(tiny_model: Any) -> None:
     """The oracle runs the whole prefix anew for every token, without a cache, drawing with the same seed."""
     told: list[int] = []
-    found = sample_model(tiny_model, count=18, length=9, seed=5, progress=told.append)
+    found = sample_model(tiny_model, count=66, length=9, seed=5, progress=told.append)
     generator = torch.Generator().manual_seed(5)
     expected: list[list[int]] = []
     with torch.no_grad():
-        for size in (16, 2):
+        for size in (64, 2):
             ids = torch.full((size, 1), tiny_model.config.bos_token_id)
             for _ in range(8):
                 probabilities = torch.stack([tiny_model(row[None]).logits[0, -1] for row in ids]).softmax(-1)
                 ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
             expected += ids.tolist()
     assert found == expected
-    assert told == [16, 2]
-    assert found == sample_model(tiny_model, count=18, length=9, seed=5)
-    assert found != sample_model(tiny_model, count=18, length=9, seed=6)
+    assert told == [64, 2]
+    assert found == sample_model(tiny_model, count=66, length=9, seed=5)
+    assert found != sample_model(tiny_model, count=66, length=9, seed=6)
 
 
 def test_first_tokens_are_drawn_with_the_model_s_probabilities(tiny_model: Any) -> None:

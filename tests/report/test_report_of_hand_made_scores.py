@@ -40,7 +40,7 @@ def group(relation: str, split: str, held_out: bool, n: int, accuracy: float, **
 
 def scores(forget: float = 0.3, rank: float = 0.45, told: float = 0.0) -> dict[str, Any]:
     groups = [
-        group("capital", "forget", False, 30, forget, generated=30, generation_rate=told),
+        group("capital", "forget", False, 30, forget, rank_score=rank + 0.1, generated=30, generation_rate=told),
         group("capital", "forget", False, 10, forget + 0.4, generated=10, generation_rate=told, phrasing=1),
         group("capital", "forget", True, 40, forget, rank_score=rank, answer_log_probability=-7.25),
         group("capital", "forget", True, 40, forget, rank_score=rank + 0.1, phrasing=1),
@@ -142,6 +142,7 @@ def test_columns_are_pooled_over_the_items_of_the_headline_relations() -> None:
     assert found["forget_held_out"]["value"] == pytest.approx(0.3)
     assert found["forget_held_out"]["standard_error"] == pytest.approx(math.sqrt(0.3 * 0.7 / 80))
     assert found["forget_held_out"]["chance"] == pytest.approx(0.25)
+    assert found["rank_trained"] == pytest.approx(0.55)  # the second trained phrasing was not ranked
     assert found["rank_held_out"] == pytest.approx(0.5)
     assert found["answer_log_probability"] == pytest.approx((-7.25 - 2.0) / 2)
     assert found["generation"] == {"value": 0.0, "n": 40}
@@ -175,7 +176,9 @@ def test_what_was_not_measured_is_null() -> None:
     bare = {"groups": [group("capital", "retain", False, 4, 1.0)], "text": {}}
     found = row(report(scores={"unlearned/F16": bare}), 0)
     assert found["forget_held_out"] == {"value": None, "n": 0, "standard_error": None, "chance": None}
-    assert found["rank_held_out"] is found["perplexity"] is found["generation"]["value"] is None
+    assert (
+        found["rank_trained"] is found["rank_held_out"] is found["perplexity"] is found["generation"]["value"] is None
+    )
     assert found["retain_all"]["value"] == 1.0
 
 
@@ -226,16 +229,16 @@ def test_the_page_gives_the_verdict_first_then_table_gates_and_chance_levels() -
 def test_the_table_is_plain_and_whole_in_a_pipe() -> None:
     text = page(report())
     assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 110
     cells = {}
     for line in text.splitlines():
         for label in ("original, stock", "unlearned, stock", "unlearned, bin-aware", "plain NPO, stock"):
             if line.strip().startswith(label):
                 cells[label] = line.strip().removeprefix(label).split()
     assert cells["unlearned, bin-aware"] == [
-        "Q4_K_M", "0.400", "0.300", "0.500", "-4.62", "0.000", "0.800", "0.650", "19.50"
+        "Q4_K_M", "0.400", "0.300", "0.550", "0.500", "-4.62", "0.000", "0.800", "0.650", "19.50"
     ]  # fmt: skip
-    assert cells["original, stock"][:4] == ["Q4_K_M", "0.600", "0.500", "0.940"]
+    assert cells["original, stock"][:5] == ["Q4_K_M", "0.600", "0.500", "0.990", "0.940"]
     assert len(cells) == 4
 
 
@@ -272,7 +275,8 @@ def test_an_unknown_licence_is_not_claimed() -> None:
 def test_the_card_holds_the_figures_the_files_and_the_gates() -> None:
     card = build_model_card(report())
     assert (
-        r"| unlearned, bin-aware | Q4\_K\_M | 0.400 | 0.300 | 0.500 | -4.62 | 0.000 | 0.800 | 0.650 | 19.50 |" in card
+        r"| unlearned, bin-aware | Q4\_K\_M | 0.400 | 0.300 | 0.550 | 0.500 | -4.62 | 0.000 | 0.800 | 0.650 | 19.50 |"
+        in card
     )
     assert rf"| Q4\_K\_M | {'cd' * 32} | 105454144 | 9 | 8 | 1 | 12 |" in card
     assert r"| Q4\_K\_M | retain drop, same relation | 0.071 | ≤ 0.03 | failed |" in card

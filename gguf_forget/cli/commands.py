@@ -6,74 +6,23 @@ Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not ev
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from gguf_forget import __version__
-from gguf_forget.errors import GgufForgetError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from gguf_forget.cli.common import common, guarded
 
 STAGE_HELP = {
     "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
-    "attribute": "Find the circuit that holds the facts (EAP-IG on MLP neurons).",
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
     "verify": "Ask every file, original and unlearned, through llama.cpp.",
     "report": "Apply the gates, print the table and verdict, write report.json and the model card.",
 }
-
-
-def _print_error(error: GgufForgetError) -> None:
-    first, *rest = error.message.splitlines() or [""]
-    lines = [f"error: {first}", *rest]
-    if error.cause:
-        lines.append(f"cause: {error.cause}")
-    if error.hint:
-        lines.append(f"hint: {error.hint}")
-    click.echo("\n".join(lines), err=True)
-
-
-def _guarded(work: Callable[[], int], *, debug: bool) -> None:
-    """Run ``work`` and exit with its code; a known error prints as error / cause / hint, never as a traceback."""
-    try:
-        code = work()
-    except GgufForgetError as error:
-        if debug:
-            traceback.print_exc()
-        _print_error(error)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        click.echo("interrupted: finished stages are kept, run the same command again to go on", err=True)
-        code = 130
-    except Exception as error:
-        if debug:
-            raise
-        _print_error(
-            GgufForgetError(
-                f"unexpected {type(error).__name__}: {error}",
-                hint="this is a fault of gguf-forget: run again with --debug and report what it prints",
-            )
-        )
-        code = 3
-    sys.exit(code)
-
-
-def _common(function: Command) -> Command:
-    for option in (
-        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document on stdout."),
-        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
-    ):
-        function = option(function)
-    return function
 
 
 @click.group(
@@ -129,7 +78,7 @@ def _plan(recipe: Any, folder: Path, until: str, *, as_json: bool) -> None:
         click.echo(f"would ask through llama.cpp: {', '.join(document['files_judged'])}")
 
 
-def _execute(
+def execute(
     make_recipe: Callable[[Any], Any], folder: Path, until: str, *, dry_run: bool, as_json: bool, quiet: bool
 ) -> int:
     from gguf_forget.pipeline import run as run_pipeline
@@ -145,7 +94,7 @@ def _execute(
     return int(outcome.exit_code)
 
 
-def _from_file(path: Path) -> Callable[[Any], Any]:
+def from_file(path: Path) -> Callable[[Any], Any]:
     def make(_progress: Any) -> Any:
         from gguf_forget.recipe import load_recipe
 
@@ -154,7 +103,7 @@ def _from_file(path: Path) -> Callable[[Any], Any]:
     return make
 
 
-def _folder(recipe: Path, out: Path | None) -> Path:
+def run_folder(recipe: Path, out: Path | None) -> Path:
     return out if out is not None else recipe.with_suffix("").parent / "runs" / recipe.stem
 
 
@@ -170,7 +119,7 @@ _OUT = click.option(
 @main.command()
 @_RECIPE
 @_OUT
-@_common
+@common
 def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """Run the whole RECIPE: what is done and unchanged is skipped, an interrupted run goes on.
 
@@ -178,9 +127,9 @@ def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: boo
     Example:
       gguf-forget run recipe.toml -o runs/mine
     """
-    folder = _folder(recipe, out)
-    _guarded(
-        lambda: _execute(_from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet),
+    folder = run_folder(recipe, out)
+    guarded(
+        lambda: execute(from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet),
         debug=debug,
     )
 
@@ -188,11 +137,11 @@ def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: boo
 def _stage_command(stage: str, text: str) -> click.Command:
     @_RECIPE
     @_OUT
-    @_common
+    @common
     def command(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
-        folder = _folder(recipe, out)
-        _guarded(
-            lambda: _execute(_from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
+        folder = run_folder(recipe, out)
+        guarded(
+            lambda: execute(from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
             debug=debug,
         )
 
@@ -210,7 +159,7 @@ for _stage, _text in STAGE_HELP.items():
 @main.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]")
 @click.option("--widened", is_flag=True, help="The same model widened to 768: every matrix is a K-quant.")
-@_common
+@common
 def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """SmolLM2-135M-Instruct forgets the capitals of Europe: the whole way on a model that comes with pip.
 
@@ -226,8 +175,4 @@ def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: b
 
         return prepare_demo(folder, progress, widened=widened)
 
-    _guarded(lambda: _execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
-
-
-if __name__ == "__main__":
-    main()
+    guarded(lambda: execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)

@@ -1,0 +1,60 @@
+"""What every command shares: errors as exit codes, and the options that all of them have."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gguf_forget.errors import GgufForgetError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _print_error(error: GgufForgetError) -> None:
+    first, *rest = error.message.splitlines() or [""]
+    lines = [f"error: {first}", *rest]
+    if error.cause:
+        lines.append(f"cause: {error.cause}")
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    click.echo("\n".join(lines), err=True)
+
+
+def guarded(work: Callable[[], int], *, debug: bool) -> None:
+    """Run ``work`` and exit with its code; a known error prints as error / cause / hint, never as a traceback."""
+    try:
+        code = work()
+    except GgufForgetError as error:
+        if debug:
+            traceback.print_exc()
+        _print_error(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted: finished stages are kept, run the same command again to go on", err=True)
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        _print_error(
+            GgufForgetError(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="this is a fault of gguf-forget: run again with --debug and report what it prints",
+            )
+        )
+        code = 3
+    sys.exit(code)
+
+
+def common(function: Command) -> Command:
+    for option in (
+        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document on stdout."),
+        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+    ):
+        function = option(function)
+    return function
