@@ -29,10 +29,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-GRIDS = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
-"""File types whose grid the unlearning can train through."""
+GRIDS = (
+    "Q2_K",
+    "Q3_K_L",
+    "Q3_K_M",
+    "Q3_K_S",
+    "Q4_0",
+    "Q4_1",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q6_K",
+    "Q8_0",
+)
+"""File types whose grid the unlearning can train through: levels evenly spaced."""
 
-EXPORT_TYPES = ("F16", *GRIDS)
+EXPORT_TYPES = ("F16", *GRIDS, "IQ4_NL", "IQ4_XS")
 """File types that can be shipped."""
 
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one

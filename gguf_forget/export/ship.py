@@ -63,7 +63,7 @@ def _quantized_tensor(file: GgufFile, edit: NeuronEdit, hessian: np.ndarray | No
     levels = codec.decode(blocks)
     delta, allowed = edit.dense(*levels.codes.shape)
     rounded = round_edit(levels, delta, hessian=hessian, free=allowed)
-    steps = update_to_step(delta, levels.scale_per_weight())
+    steps = update_to_step(delta, levels.step_towards(delta))
     outcome = TensorOutcome(
         edit.tensor,
         codec.name,

@@ -38,6 +38,8 @@ FILE_TYPES: dict[str, int] = {
     "Q5_K_S": 16,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
     "BF16": 32,
 }
 
