@@ -175,11 +175,16 @@ def test_ctrl_c_ends_the_child_at_once(tmp_path: Path) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_in_child(llama_faults.sleep_as, str(file), 600.0)
-    thread.join()
+    # A shell starts what it puts in the background with SIGINT ignored, and Python leaves it so.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_in_child(llama_faults.sleep_as, str(file), 600.0)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert time.monotonic() - started < 300
     assert not psutil.pid_exists(int(file.read_text()))
 
