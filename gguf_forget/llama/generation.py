@@ -19,6 +19,9 @@ from .requests import Progress, not_finite
 from .session import Session
 from .waves import decode_wave
 
+# Each token attends over the cells of all texts under way: more of them at a time are no faster.
+_TEXTS_AT_A_TIME = 64
+
 # (logits [R, V], the row of each text [m], which texts these are [m]) -> the next token of each [m], −1 where the row
 # is not finite
 Choose = Callable[[NDArray[np.float32], NDArray[np.intp], NDArray[np.intp]], NDArray[np.int64]]
@@ -66,7 +69,7 @@ def generate(
     for wave in plan_waves(
         prompts,
         cells=session.cells,
-        max_sequences=session.max_sequences,
+        max_sequences=min(session.max_sequences, _TEXTS_AT_A_TIME),
         reserve=reserve,
         own_sequence=True,
     ):

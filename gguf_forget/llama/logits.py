@@ -89,8 +89,8 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> int
         uniform: in [0, 1). Equal numbers give equal tokens, and close ones mostly too: so two files asked with
             the same numbers differ by what they know, not by luck.
     """
-    peak = float(logits.max())
+    peak = logits.max()
     if not np.isfinite(peak):
         return -1
-    cumulative = np.cumsum(np.exp((logits.astype(np.float64) - peak) / temperature))
+    cumulative = np.cumsum(np.exp((logits - peak) / np.float32(temperature)), dtype=np.float64)
     return int(min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(logits) - 1))

@@ -53,7 +53,8 @@ class Scorer:
         threads: CPU threads; None takes the CPUs this process may use.
         cells: most key-value cells, and so the longest sequence that can be scored. No more are allocated than the
             work at hand needs.
-        batch: tokens a forward pass; at most ``batch`` x vocabulary logits (float32) are held at a time.
+        batch: tokens a forward pass; at most ``batch`` x vocabulary logits (float32) are held at a time. llama.cpp
+            attends over 256 cells at least, so on a CPU 256 is fastest; a GPU wants more.
         max_sequences: sequences in the cache at a time, 1 … 256.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
         tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
@@ -74,8 +75,8 @@ class Scorer:
         *,
         threads: int | None = None,
         cells: int = 4096,
-        batch: int = 512,
-        max_sequences: int = 128,
+        batch: int = 256,
+        max_sequences: int = 256,
         gpu_layers: int = 0,
         tensor_split: Sequence[float] = (),
         exact_attention: bool = True,
