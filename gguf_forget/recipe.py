@@ -87,9 +87,20 @@ class AttributeSection:
 
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)
+    variant: str = setting(
+        "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
+    )
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
+    mean_embedding: bool = setting(
+        True, "whether a subject that no other matches in length is corrupted by the others' mean embedding"
+    )
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
+    neurons: int = setting(0, "number of neurons, in place of the budget; 0 leaves it to the budget", at_least=0)
+    minimum_faithfulness: float = setting(
+        0.0, "grow the circuit until it alone does this share of what all neurons do; 0 does not", at_least=0, at_most=1
+    )
+    evidence_pairs: int = setting(16, "pairs of each split on which the circuit is judged; 0 for none", at_least=0)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -99,7 +110,7 @@ class UnlearnSection:
 
     objective: str = setting("unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo"))
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
-    steps: int = setting(80, "optimizer steps", at_least=1)
+    steps: int = setting(81, "optimizer steps", at_least=1)
     soft_share: float = setting(
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
@@ -107,15 +118,15 @@ class UnlearnSection:
     damping: float = setting(0.5, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
     floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
     forget_weight: float = setting(5.0, "weight of the forget term", above=0)
-    retain_weight: float = setting(24.0, "weight of the KL to the original on kept facts", at_least=0)
+    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts", at_least=0)
     text_weight: float = setting(8.0, "weight of the KL to the original on plain text", at_least=0)
     fisher_quantile: float = setting(
         0.75, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
     )
-    margin: float = setting(2.0, "nats below chance that unknown_subject aims at", at_least=0)
+    margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
-    batch_retain: int = setting(30, "kept prompts in one step", at_least=1)
+    batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
     fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 

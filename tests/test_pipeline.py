@@ -207,7 +207,7 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
         ("stock", "gguf_forget.stages.load.quantize"),
         ("facts", "gguf_forget.stages.facts.sample_model"),
         ("agreement", "gguf_forget.stages.verify.mean_absolute_difference"),
-        ("attribute", "gguf_forget.stages.attribute.select_neurons"),
+        ("attribute", "gguf_forget.stages.attribute.save_circuit"),
         ("unlearn", "gguf_forget.unlearning.trainer.chance_level"),
         ("export", "gguf_forget.stages.export.mlp_hessians"),
         ("export", "gguf_forget.export.ship._read_back"),

@@ -6,6 +6,7 @@ Shapes: L layers, d_ff neurons a layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,17 +53,36 @@ def discounted_scores(forget: np.ndarray, retain: np.ndarray, discount: float) -
     return normalised(forget) - discount * normalised(retain)
 
 
-def select_neurons(scores: np.ndarray, *, budget: float, layer_cap: float = 1.0) -> Circuit:
-    """The neurons with the highest ``scores`` [L, d_ff] that fill ``budget`` (share of all neurons).
+def neurons_for_parameters(share: float, *, parameters: int, per_neuron: int) -> int:
+    """How many neurons hold ``share`` of a model's ``parameters``; one neuron owns ``per_neuron`` of them.
 
-    No layer gives more than ``layer_cap`` of its own neurons. Ties go to the earlier layer and lower index.
-    Raises :class:`InputError` for non-finite scores, or when the caps leave no room for the budget.
+    A neuron owns its row of gate and up (with their biases) and its column of down. Never fewer than one.
+    """
+    return max(1, round(share * parameters / per_neuron))
+
+
+def layer_capacity(width: int, layer_cap: float) -> int:
+    """Neurons that one layer of ``width`` may give: whole ones, at least one."""
+    return min(width, max(1, math.floor(layer_cap * width + 1e-9)))  # 0.29 * 100 is 28.999…
+
+
+def select_neurons(
+    scores: np.ndarray, *, budget: float | None = None, neurons: int | None = None, layer_cap: float = 1.0
+) -> Circuit:
+    """The neurons with the highest ``scores`` [L, d_ff] that fill the budget: one of the two must be given.
+
+    ``budget`` is a share of all neurons, and so of the MLPs' parameters, since all neurons own equally many;
+    ``neurons`` is their number. No layer gives more than ``layer_cap`` of its own neurons. Ties go to the earlier
+    layer and lower index. Raises :class:`InputError` for non-finite scores, or when the caps leave no room for the
+    budget.
     """
     layers, width = scores.shape
+    if (budget is None) == (neurons is None):
+        raise InputError(f"a budget of {budget} and of {neurons} neurons, needed exactly one of the two")
     if not np.isfinite(scores).all():
         raise InputError(f"{int((~np.isfinite(scores)).sum())} attribution scores are not finite")
-    wanted = max(1, round(budget * layers * width))
-    capacity = min(width, max(1, math.floor(layer_cap * width + 1e-9)))  # 0.29 * 100 is 28.999…
+    wanted = max(1, round(budget * layers * width)) if budget is not None else max(1, neurons or 0)
+    capacity = layer_capacity(width, layer_cap)
     if wanted > capacity * layers:
         raise InputError(
             f"a budget of {wanted} neurons does not fit into {layers} layers of at most {capacity} neurons",
@@ -79,6 +99,38 @@ def select_neurons(scores: np.ndarray, *, budget: float, layer_cap: float = 1.0)
             if taken.sum() == wanted:
                 break
     return _circuit(mask)
+
+
+def grow_until_faithful(
+    scores: np.ndarray,
+    faithfulness: Callable[[Circuit], float],
+    *,
+    minimum: float,
+    neurons: int,
+    layer_cap: float = 1.0,
+    growth: float = 1.5,
+) -> tuple[Circuit, float]:
+    """The first circuit, from ``neurons`` neurons on and ``growth`` times larger each time, that is faithful enough.
+
+    Returns it with its faithfulness. Raises :class:`InputError` with the best that was reached when even the
+    largest circuit that the caps allow stays below ``minimum``.
+    """
+    layers, width = scores.shape
+    largest = layer_capacity(width, layer_cap) * layers
+    best, size = (-math.inf, 0), min(neurons, largest)
+    while True:
+        circuit = select_neurons(scores, neurons=size, layer_cap=layer_cap)
+        reached = faithfulness(circuit)
+        if reached >= minimum:
+            return circuit, reached
+        best = max(best, (reached, circuit.size))
+        if size >= largest:
+            raise InputError(
+                f"no circuit of {neurons} to {largest} neurons has a faithfulness of {minimum:g}: the best is "
+                f"{best[0]:.3f} with {best[1]} neurons",
+                hint="lower the minimum faithfulness, raise the cap on layers, or lower the retain discount",
+            )
+        size = min(largest, math.ceil(size * growth))
 
 
 def random_circuit(like: Circuit, *, seed: int) -> Circuit:

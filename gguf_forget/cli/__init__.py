@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from gguf_forget.cli.circuit import attribute, divergence
 from gguf_forget.cli.commands import main
 from gguf_forget.cli.verify import verify
 
+main.add_command(attribute)
+main.add_command(divergence)
 main.add_command(verify)
 
 __all__ = ["main"]

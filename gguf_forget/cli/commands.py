@@ -18,7 +18,6 @@ from gguf_forget.cli.common import common, guarded
 STAGE_HELP = {
     "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
-    "attribute": "Find the circuit that holds the facts (EAP-IG on MLP neurons).",
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
     "report": "Apply the gates, print the table and verdict, write report.json and the model card.",

@@ -72,7 +72,7 @@ def _texts(record: dict[str, Any], key: str, faults: list[str], where: str) -> t
 KEYS = {"subject", "relation", "answer", "distractors", "split", "prompt", "prompts", "held_out_prompts"}
 
 
-def _fact(record: Any, faults: list[str], where: str) -> Fact | None:
+def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fact | None:
     before = len(faults)
     if not isinstance(record, dict):
         faults.append(f"{where}: a {type(record).__name__}, needed an object with {', '.join(sorted(KEYS))}")
@@ -96,7 +96,7 @@ def _fact(record: Any, faults: list[str], where: str) -> Fact | None:
         faults.append(f"{where}: no prompt, needed at least one in prompts")
     if answer and answer in distractors:
         faults.append(f"{where}: the answer {answer!r} is among its own distractors")
-    if not distractors and len(faults) == before:
+    if not distractors and not free_text and len(faults) == before:
         faults.append(f"{where}: no distractors, needed at least one wrong answer of the same kind")
     if len(faults) > before:
         return None
@@ -116,8 +116,11 @@ def _check_phrasings(facts: Sequence[Fact], lines: Sequence[int], faults: list[s
             )
 
 
-def read_facts(path: Path, *, needed: Sequence[str] = SPLITS) -> tuple[Fact, ...]:
-    """Read a facts file with a fact of each split ``needed``; all faults are reported in one :class:`InputError`."""
+def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = False) -> tuple[Fact, ...]:
+    """Read a facts file with a fact of each split ``needed``; all faults are reported in one :class:`InputError`.
+
+    ``free_text`` allows facts without distractors, which attribution can use and the 4-way questions cannot.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -139,7 +142,7 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS) -> tuple[Fact, ...
         except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
             faults.append(f"{where}: not JSON ({error})")
             continue
-        fact = _fact(record, faults, where)
+        fact = _fact(record, faults, where, free_text=free_text)
         if fact is not None:
             facts.append(fact)
             lines.append(number)

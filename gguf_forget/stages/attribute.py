@@ -2,69 +2,191 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
-from gguf_forget.circuit.artifact import save_circuit
-from gguf_forget.circuit.neurons import score_neurons
-from gguf_forget.circuit.selection import Circuit, discounted_scores, select_neurons
+from gguf_forget.circuit.artifact import plain, save_circuit
+from gguf_forget.circuit.attribution import Attribution, Selection
+from gguf_forget.circuit.attribution import attribute as attribute_pairs
+from gguf_forget.circuit.faithfulness import faithfulness
+from gguf_forget.circuit.selection import Circuit, grow_until_faithful
 from gguf_forget.errors import InputError
-from gguf_forget.facts.corruption import Pair, build_pairs
-from gguf_forget.facts.tokens import encode_facts
+from gguf_forget.facts.corruption import Pair, Pairs, build_pairs
+from gguf_forget.facts.schema import SPLITS, Fact
+from gguf_forget.facts.tokens import Example, Tokenize, encode_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
 from gguf_forget.run_directory import write_json_atomically
+from gguf_forget.stages.circuit_evidence import Judges, circuits_compared, faithfulness_and_ablation, judges
 from gguf_forget.stages.facts import load_facts
 
 CIRCUIT = "circuit.safetensors"
 SUMMARY = "circuit.json"
 
 
-def attribute(template: Path, facts_folder: Path, options: AttributeSection, out: Path, progress: Progress) -> Circuit:
-    """Write ``out``/circuit.safetensors and ``out``/circuit.json."""
-    facts, _ = load_facts(facts_folder)
-    model, tokenize = load_torch(template), load_tokenizer(template)
+@dataclass(frozen=True)
+class PairedFacts:
+    """Facts with the pairs of each split, and the examples and tokenizer they were made with."""
+
+    facts: tuple[Fact, ...]
+    examples: list[Example]
+    tokenize: Tokenize
+    built: Mapping[str, Pairs]
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        return self.built[split].pairs
+
+    def judges(self, split: str, *, count: int, seed: int) -> Judges:
+        """Pairs to judge on, if possible none of those attributed."""
+        return judges(
+            self.facts,
+            _of(self.facts, self.examples, split),
+            self.tokenize,
+            self.pairs(split),
+            pool=self.examples,
+            count=count,
+            seed=seed,
+        )
+
+
+def _of(facts: Sequence[Fact], examples: Sequence[Example], split: str) -> list[Example]:
+    return [example for example in examples if facts[example.fact].split == split]
+
+
+def pair_facts(
+    facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int, mean_embedding: bool
+) -> PairedFacts:
+    """At most ``pairs`` pairs of each split; :class:`InputError` when a split gives none."""
     examples = encode_facts(facts, tokenize)
-    scores, summary = {}, {}
-    for split in ("forget", "retain"):
-        own = [example for example in examples if facts[example.fact].split == split]
-        built = build_pairs(facts, own, tokenize, seed=options.seed, limit=options.pairs, pool=examples)
-        pairs: tuple[Pair, ...] = built.pairs
-        if not pairs:
+    built = {}
+    for split in SPLITS:
+        own = _of(facts, examples, split)
+        built[split] = build_pairs(
+            facts, own, tokenize, seed=seed, limit=pairs, pool=examples, mean_embedding=mean_embedding
+        )
+        if not built[split].pairs:
             raise InputError(
                 f"no pair of clean and corrupted prompts can be made from the {split} facts",
-                cause=f"{built.unpaired} prompts have no other subject of equal token length, "
-                f"{built.undecidable} have only distractors that begin like the answer",
+                cause=f"{built[split].unpaired} prompts have no other subject with another answer, "
+                f"{built[split].undecidable} have only distractors that begin like the answer, "
+                f"{built[split].unlocated} do not hold their subject exactly once",
                 hint="add facts of the same relation, or other distractors",
             )
-        with progress.task(f"EAP-IG on {split} facts", len(pairs)) as advance:
-            found = score_neurons(model, pairs, integration_steps=options.integration_steps, progress=advance)
-        scores[split] = found.scores.numpy()
-        summary[split] = {
-            "pairs": found.pairs,
-            "unpaired": built.unpaired,
-            "undecidable": built.undecidable,
-            "metric_gap": found.metric_gap,
-            "completeness_residual": found.completeness_residual,
-        }
-    combined = discounted_scores(scores["forget"], scores["retain"], options.retain_discount)
-    circuit = select_neurons(combined, budget=options.budget, layer_cap=options.layer_cap)
-    mask = circuit.mask()
-    shares = {split: float(abs(s)[mask].sum() / max(abs(s).sum(), 1e-30)) for split, s in scores.items()}
-    save_circuit(out / CIRCUIT, circuit, scores["forget"], scores["retain"])
-    record: dict[str, Any] = {
+    return PairedFacts(facts, examples, tokenize, built)
+
+
+def selection_of(options: AttributeSection) -> Selection:
+    return Selection(
+        budget=options.budget,
+        neurons=options.neurons or None,
+        layer_cap=options.layer_cap,
+        retain_discount=options.retain_discount,
+    )
+
+
+def scoring_of(options: AttributeSection) -> dict[str, Any]:
+    """Arguments of every scoring function."""
+    return {"integration_steps": options.integration_steps, "variant": options.variant}
+
+
+def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, progress: Progress) -> Attribution:
+    """Score, select, and grow the circuit when a minimum faithfulness on the forget pairs is asked for."""
+    forget, retain = paired.pairs("forget"), paired.pairs("retain")
+    with progress.task("EAP-IG on forget and retain facts", len(forget) + len(retain)) as advance:
+        found = attribute_pairs(
+            model,
+            forget,
+            retain,
+            selection=selection_of(options),
+            seed=options.seed,
+            progress=advance,
+            **scoring_of(options),
+        )
+    if options.minimum_faithfulness <= 0:
+        return found
+
+    def measured(circuit: Circuit) -> float:
+        progress.note(f"faithfulness of {circuit.size} neurons …")
+        return faithfulness(model, forget, [circuit]).values[0]
+
+    circuit, _ = grow_until_faithful(
+        found.ranking,
+        measured,
+        minimum=options.minimum_faithfulness,
+        neurons=found.circuit.size,
+        layer_cap=options.layer_cap,
+    )
+    return replace(found, circuit=circuit)
+
+
+def scores_of(found: Attribution) -> dict[str, np.ndarray]:
+    """float64 [L, d_ff] of each split that was scored."""
+    scored = {"forget": found.forget, "retain": found.retain}
+    return {split: each.scores.cpu().numpy() for split, each in scored.items() if each is not None}
+
+
+def summary_of(found: Attribution, paired: PairedFacts, options: AttributeSection) -> dict[str, Any]:
+    """What circuit.json says of the circuit itself, schema version 1."""
+    circuit, mask = found.circuit, found.circuit.mask()
+    scores = scores_of(found)
+    scored = {"forget": found.forget, "retain": found.retain}
+    return {
         "schema_version": 1,
-        "method": f"EAP-IG, MLP neurons, inputs interpolated, m = {options.integration_steps}",
+        "method": f"EAP-IG, MLP neurons, {options.variant} interpolated, m = {options.integration_steps}",
         "neurons": circuit.size,
         "share_of_neurons": circuit.share,
         "neurons_by_layer": [len(layer) for layer in circuit.neurons],
-        "share_of_attribution": shares,
-        "pairs": summary,
+        "share_of_attribution": {
+            split: float(abs(s)[mask].sum() / max(abs(s).sum(), 1e-30)) for split, s in scores.items()
+        },
+        "pairs": {
+            split: {
+                **paired.built[split].counts(),
+                "metric_gap": each.metric_gap,
+                "completeness_residual": each.completeness_residual,
+            }
+            for split, each in scored.items()
+            if each is not None
+        },
     }
-    write_json_atomically(out / SUMMARY, record)
+
+
+def attribute(template: Path, facts_folder: Path, options: AttributeSection, out: Path, progress: Progress) -> Circuit:
+    """Write ``out``/circuit.safetensors and ``out``/circuit.json, with evidence from ``options.evidence_pairs``."""
+    facts, _ = load_facts(facts_folder)
+    model, tokenize = load_torch(template), load_tokenizer(template)
+    paired = pair_facts(facts, tokenize, pairs=options.pairs, seed=options.seed, mean_embedding=options.mean_embedding)
+    found = find_circuit(model, paired, options, progress)
+    scores = scores_of(found)
+    save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])
+    record = summary_of(found, paired, options)
+    record["evidence"] = _cheap_evidence(model, paired, found, options, progress)
+    write_json_atomically(out / SUMMARY, plain(record))
+    shares = record["share_of_attribution"]
     progress.note(
-        f"circuit: {circuit.size} of {mask.size} neurons hold {shares['forget']:.0%} of the forget attribution and "
-        f"{shares['retain']:.0%} of the retain attribution"
+        f"circuit: {found.circuit.size} of {found.ranking.size} neurons hold {shares['forget']:.0%} of the forget "
+        f"attribution and {shares['retain']:.0%} of the retain attribution"
     )
-    return circuit
+    return found.circuit
+
+
+def _cheap_evidence(
+    model: Any, paired: PairedFacts, found: Attribution, options: AttributeSection, progress: Progress
+) -> dict[str, Any]:
+    """Seconds, not minutes: `gguf-forget attribute MODEL FACTS` measures the rest."""
+    evidence: dict[str, Any] = {"across_halves": None if found.across_halves is None else asdict(found.across_halves)}
+    if options.evidence_pairs:
+        test = {split: paired.judges(split, count=options.evidence_pairs, seed=options.seed) for split in SPLITS}
+        named = circuits_compared(found, controls=1, seed=options.seed, undiscounted=False)
+        faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=False)
+        evidence |= {
+            "unseen_pairs": {split: judged.unseen for split, judged in test.items()},
+            "faithfulness": faithful,
+            "ablation": ablated,
+        }
+    return evidence

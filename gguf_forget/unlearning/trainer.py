@@ -1,8 +1,8 @@
 """Training through the grid: what is optimised is what ships.
 
 Each step adds the forget term and the retain terms over one mixed batch, computed with whole code moves
-applied to one of the base models in turn (full precision, and the quantized original), and updates the latent
-code moves with Adam. The reference of every retain term is the full-precision original.
+applied to one of the base models in turn (full precision, and twice as often the quantized original), and
+updates the latent code moves with Adam. The reference of every retain term is the full-precision original.
 
 Shapes: see code_moves (edits) and scoring (batches).
 """
@@ -88,10 +88,13 @@ def train(
     retain_source = retain_cycle(facts, retain, generator)
     text_source = cycle(text, generator)
     reference = bases[0]
+    # The quantized originals take two turns for one of the reference: what they round differently is what would
+    # come back on their grids.
+    turns = [reference, *bases[1:], *bases[1:]]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     history = []
     for step in range(steps):
-        model = bases[step % len(bases)]
+        model = turns[step % len(turns)]
         # The learning rate decays over the last half.
         optimizer.learning_rate = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
         chosen = list(islice(forget_source, mixture.forget))

@@ -11,6 +11,8 @@ from gguf_forget.circuit.artifact import load_circuit, save_circuit
 from gguf_forget.circuit.selection import (
     Circuit,
     discounted_scores,
+    grow_until_faithful,
+    neurons_for_parameters,
     normalised,
     random_circuit,
     select_neurons,
@@ -78,6 +80,40 @@ def test_ties_are_broken_alike_among_many() -> None:
 def test_a_budget_that_the_caps_leave_no_room_for() -> None:
     with pytest.raises(InputError, match="7 neurons does not fit into 3 layers of at most 2 neurons"):
         select_neurons(SCORES, budget=7 / 12, layer_cap=0.5)
+
+
+def test_a_budget_in_neurons() -> None:
+    assert chosen(select_neurons(SCORES, neurons=5, layer_cap=0.5)) == [[0, 2], [1, 3], [1]]
+    for budget, neurons in ((None, None), (0.5, 5)):
+        with pytest.raises(InputError, match="exactly one of the two"):
+            select_neurons(SCORES, budget=budget, neurons=neurons)
+
+
+def test_a_budget_in_parameters() -> None:
+    # 3 of 100 parameters, 6 a neuron: half a neuron, and never none
+    assert neurons_for_parameters(0.03, parameters=100, per_neuron=6) == 1
+    assert neurons_for_parameters(0.03, parameters=10_000, per_neuron=6) == 50
+
+
+def test_a_circuit_grows_until_it_is_faithful_enough() -> None:
+    sizes = []
+
+    def measured(circuit: Circuit) -> float:
+        sizes.append(circuit.size)
+        return {2: 0.3, 3: 0.2, 5: 0.7}.get(circuit.size, 0.9)
+
+    circuit, reached = grow_until_faithful(SCORES, measured, minimum=0.7, neurons=2)
+    assert (circuit.size, reached) == (5, 0.7)
+    assert sizes == [2, 3, 5]
+    assert chosen(circuit) == [[0, 2, 3], [1], [1]]
+
+
+def test_a_faithfulness_that_no_circuit_reaches() -> None:
+    message = "no circuit of 2 to 6 neurons has a faithfulness of 0.95: the best is 0.600 with 5 neurons"
+    with pytest.raises(InputError, match=message):
+        grow_until_faithful(
+            SCORES, lambda circuit: 0.6 if circuit.size == 5 else 0.1, minimum=0.95, neurons=2, layer_cap=0.5
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gguf_forget.facts.corruption import Pairs, build_pairs
+from dataclasses import replace
+
+from gguf_forget.facts.corruption import Pairs, build_pairs, is_multiple_choice
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import encode_facts
 
@@ -38,24 +40,42 @@ FACTS = (
 )
 
 
-def built(*, seed: int = 0, limit: int | None = None) -> Pairs:
+def built(*, seed: int = 0, limit: int | None = None, mean_embedding: bool = True) -> Pairs:
     examples = encode_facts(FACTS, words)
     own = [example for example in examples if FACTS[example.fact].split == "forget"]
-    return build_pairs(FACTS, own, words, pool=examples, seed=seed, limit=limit)
+    return build_pairs(FACTS, own, words, pool=examples, seed=seed, limit=limit, mean_embedding=mean_embedding)
 
 
 def test_pairs_and_counts() -> None:
     pairs = built()
-    assert len(pairs.pairs) == 2 * 3  # norway, south korea, north korea in two phrasings
-    assert pairs.unpaired == 2 * 2  # bosnia and herzegovina; the currency of france
-    assert pairs.undecidable == 2  # nauru
+    assert pairs.counts() == {
+        "pairs": 2 * 3 + 2,
+        "other_subject": 2 * 3,  # norway, south korea, north korea in two phrasings
+        "other_question": 0,
+        "mean_embedding": 2,  # bosnia and herzegovina
+        "free_text": 0,
+        "unpaired": 2,  # the currency of france
+        "undecidable": 2,  # nauru
+        "unlocated": 0,
+    }
+
+
+def test_without_mean_embeddings_a_subject_of_a_length_of_its_own_is_left_out() -> None:
+    pairs = built(mean_embedding=False)
+    assert pairs.counts() == built().counts() | {"pairs": 2 * 3, "mean_embedding": 0, "unpaired": 2 + 2}
+    assert pairs.pairs == tuple(pair for pair in built().pairs if pair.span is None)
+
+
+def spoken(tokens: tuple[int, ...]) -> list[str]:
+    names = {number: word for word, number in VOCABULARY.items()}
+    return [names[token] for token in tokens]
 
 
 def test_a_pair_differs_in_its_subject_alone() -> None:
-    names = {number: word for word, number in VOCABULARY.items()} | {}
-    for pair in built().pairs:
-        names = {number: word for word, number in VOCABULARY.items()}
-        clean, corrupted = ([names[token] for token in prompt] for prompt in (pair.clean, pair.corrupted))
+    pairs = [pair for pair in built().pairs if pair.span is None]
+    assert len(pairs) == 6
+    for pair in pairs:
+        clean, corrupted = spoken(pair.clean), spoken(pair.corrupted)
         subject = FACTS[pair.fact].subject.split()
         assert len(clean) == len(corrupted)
         others = [other.subject.split() for other in FACTS if other.subject.split() != subject]
@@ -64,6 +84,93 @@ def test_a_pair_differs_in_its_subject_alone() -> None:
         assert clean[place] == subject
         assert corrupted[place] in others
         assert clean[: place.start] + clean[place.stop :] == corrupted[: place.start] + corrupted[place.stop :]
+
+
+def test_without_a_partner_the_subject_gives_way_to_the_mean_of_the_others() -> None:
+    first, second = (pair for pair in built().pairs if pair.span is not None)
+    assert first.corrupted == first.clean
+    assert first.span == (2, 5)
+    assert second.span == (0, 3)
+    assert spoken(first.clean[2:5]) == ["bosnia", "and", "herzegovina"]
+    others = ["norway", "japan", "kenya", "south", "korea", "north", "korea", "nauru"]
+    assert spoken(first.stand_ins) == others
+    assert spoken(second.stand_ins) == others
+
+
+def test_a_subject_that_the_prompt_names_twice_or_not_at_all_has_no_place() -> None:
+    def alone(prompt: str) -> Fact:
+        return Fact("the two korea", "capital", "seoul", ("lima",), "forget", (prompt,))
+
+    peru = Fact("peru", "capital", "lima", ("seoul",), "retain", ("what is the capital of peru",))
+    for prompt in ("capital of the two korea or the two korea is", "capital of korea is"):
+        facts = (alone(prompt), peru)
+        examples = encode_facts(facts, words)
+        found = build_pairs(facts, examples[:1], words, pool=examples, seed=0)
+        assert found.pairs == ()
+        assert found.unlocated == 1
+
+
+def test_a_relation_whose_answers_begin_alike_cannot_be_told_apart() -> None:
+    facts = tuple(fact(name, "euro", ("yen", "peso"), relation="currency") for name in ("france", "spain"))
+    examples = encode_facts(facts, words)
+    assert build_pairs(facts, examples, words, pool=examples, seed=0).counts()["unpaired"] == 4
+
+
+def test_free_text_is_judged_by_all_tokens_of_the_answer() -> None:
+    facts = (
+        Fact("norway", "story", "it lies far north", (), "forget", ("tell me of norway :",)),
+        Fact("mali", "story", "it is hot", (), "retain", ("tell me of mali :",)),
+        Fact("new zealand", "story", "it lies far south", (), "forget", ("tell me of new zealand :",)),
+    )
+    examples = encode_facts(facts, words)
+    found = build_pairs(facts, examples[::2], words, pool=examples, seed=0)
+    assert found.counts() | {"other_subject": 1, "mean_embedding": 1, "free_text": 2} == found.counts()
+    near, far = found.pairs
+    assert spoken(near.clean) == ["tell", "me", "of", "norway", ":", "it", "lies", "far"]
+    assert spoken(near.corrupted) == ["tell", "me", "of", "mali", ":", "it", "lies", "far"]
+    assert spoken(near.answer_tokens) == ["it", "lies", "far", "north"]
+    assert near.answer == near.answer_tokens[0]
+    assert near.distractors == ()
+    assert spoken(far.clean) == ["tell", "me", "of", "new", "zealand", ":", "it", "lies", "far"]
+    assert far.span == (3, 5)
+    assert spoken(far.stand_ins) == ["norway", "mali"]
+
+
+def question(text: str, letter: str, options: str, split: str = "forget") -> Fact:
+    listed = " ".join(f"{name}. {option}" for name, option in zip("ABCD", options.split(), strict=True))
+    wrong = tuple(name for name in "ABCD" if name != letter)
+    return Fact(text, "exam", letter, wrong, split, (f"choose well : {text} {listed} Answer:",))
+
+
+def test_multiple_choice_puts_another_question_before_the_same_options() -> None:
+    facts = (
+        question("which gas burns", "A", "hydrogen neon argon iron"),
+        question("which metal floats", "A", "lithium gold lead iron"),  # as long, though its letter is the same
+        question("who was first", "D", "ann bob cid dan"),
+        question("why", "B", "rain snow ice fog"),
+    )
+    examples = encode_facts(facts, words)
+    found = build_pairs(facts, examples, words, pool=examples, seed=0)
+    assert found.counts() | {"other_question": 3, "mean_embedding": 1} == found.counts()
+    options = ["A.", "hydrogen", "B.", "neon", "C.", "argon", "D.", "iron", "Answer:"]
+    pair = found.pairs[0]
+    assert spoken(pair.clean) == [*["choose", "well", ":", "which", "gas", "burns"], *options]
+    assert spoken(pair.corrupted)[3:6] in (["which", "metal", "floats"], ["who", "was", "first"])
+    assert spoken(pair.corrupted)[6:] == options
+    assert spoken((pair.answer,)) == ["A"]
+    assert pair.distractors == tuple(sorted(words("B C D")))
+    assert found.pairs[3].span == (3, 4)
+    assert len(found.pairs[3].stand_ins) == 9
+
+
+def test_what_counts_as_multiple_choice() -> None:
+    fact = question("why", "B", "rain snow ice fog")
+    prompt = fact.prompts[0]
+    assert is_multiple_choice(fact, prompt)
+    assert not is_multiple_choice(fact, prompt + " B. Because")
+    assert not is_multiple_choice(replace(fact, answer="snow"), prompt)
+    assert not is_multiple_choice(replace(fact, distractors=("A", "rain")), prompt)
+    assert not is_multiple_choice(replace(fact, distractors=()), prompt)
 
 
 def test_answer_and_distractors_are_first_tokens() -> None:
@@ -91,5 +198,5 @@ def test_the_seed_decides_and_the_limit_counts() -> None:
     assert len({built(seed=seed).pairs for seed in range(8)}) > 1
     for seed in range(4):
         few = built(seed=seed, limit=5)
-        assert len(few.pairs) + few.unpaired + few.undecidable == 5
+        assert len(few.pairs) + few.unpaired + few.undecidable + few.unlocated == 5
     assert built(limit=1000) == built()

@@ -183,3 +183,10 @@ def test_the_answer_follows_after_a_space_unless_there_is_one() -> None:
     assert continuation("The capital is", "Oslo") == " Oslo"
     assert continuation("Answer: ", "Oslo") == "Oslo"
     assert continuation("Answer:\n", "Oslo") == "Oslo"
+
+
+def test_free_text_needs_no_distractors_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "facts.jsonl", [record(distractors=[]), KEPT])
+    with pytest.raises(InputError, match="line 1: no distractors"):
+        read_facts(path)
+    assert read_facts(path, free_text=True)[0].distractors == ()

@@ -1,0 +1,213 @@
+"""`attribute MODEL FACTS` and `divergence`, on a tiny random model: files, figures, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+from test_pipeline import facts
+from tiny import build_tiny_gguf
+
+from gguf_forget.checkpoint.load import load_tokenizer, load_torch
+from gguf_forget.circuit.artifact import load_circuit
+from gguf_forget.circuit.faithfulness import faithfulness
+from gguf_forget.circuit.neurons import score_neurons
+from gguf_forget.circuit.selection import discounted_scores, random_circuit, select_neurons
+from gguf_forget.cli import main
+from gguf_forget.facts.corruption import build_pairs
+from gguf_forget.facts.schema import dump_facts
+from gguf_forget.facts.tokens import encode_facts
+from gguf_forget.progress import Progress
+from gguf_forget.recipe import AttributeSection
+from gguf_forget.stages.attribute import find_circuit, pair_facts
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("circuits")
+    texts = [f"{prompt} {fact.answer}." for fact in facts() for prompt in fact.prompts + fact.held_out_prompts]
+    for name, seed in (("model", 0), ("other", 1)):
+        build_tiny_gguf(folder / f"{name}.gguf", texts=texts * 4, hidden=64, feed_forward=128, seed=seed)
+    (folder / "facts.jsonl").write_bytes(dump_facts(facts()))
+    return folder
+
+
+STUDY = ("--budget", "5%", "--pairs", "8", "--evidence-pairs", "4", "--steps", "2", "--layer-cap", "0.2", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> dict[str, Any]:
+    result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", folder / "out", "--json", *STUDY)
+    assert result.exit_code == 0, result.output
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_what_a_study_leaves_behind(folder: Path, study: dict[str, Any]) -> None:
+    pictures = [f"{name}.{kind}" for name in ("components", "faithfulness", "scores") for kind in ("png", "svg")]
+    names = sorted(["circuit.json", "circuit.safetensors", *pictures])
+    assert sorted(path.name for path in (folder / "out").iterdir()) == names
+    saved = json.loads((folder / "out" / "circuit.json").read_text())
+    assert {**saved, "folder": str(folder / "out")} == study
+    assert saved["schema_version"] == 1
+    assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
+
+
+def test_the_circuit_is_the_one_that_the_parts_give(folder: Path, study: dict[str, Any]) -> None:
+    model, tokenize = load_torch(folder / "model.gguf"), load_tokenizer(folder / "model.gguf")
+    examples = encode_facts(facts(), tokenize)
+    scores = {}
+    for split in ("forget", "retain"):
+        own = [example for example in examples if facts()[example.fact].split == split]
+        pairs = build_pairs(facts(), own, tokenize, pool=examples, seed=0, limit=8).pairs
+        scores[split] = score_neurons(model, pairs, integration_steps=2).scores.numpy()
+    circuit, forget, retain = load_circuit(folder / "out" / "circuit.safetensors")
+    np.testing.assert_allclose(forget, scores["forget"], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(retain, scores["retain"], rtol=1e-3, atol=1e-7)
+    expected = select_neurons(discounted_scores(forget, retain, 1.0), budget=0.05, layer_cap=0.2)
+    assert np.array_equal(circuit.mask(), expected.mask())
+    assert study["neurons"] == circuit.size == 13
+    share = np.abs(forget)[circuit.mask()].sum() / np.abs(forget).sum()
+    assert study["share_of_attribution"]["forget"] == pytest.approx(share)
+
+
+def test_the_evidence_is_what_the_parts_measure(folder: Path, study: dict[str, Any]) -> None:
+    model = load_torch(folder / "model.gguf")
+    circuit, _, _ = load_circuit(folder / "out" / "circuit.safetensors")
+    paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=8, seed=0)
+    judged = paired.judges("forget", count=4, seed=0)
+    assert judged.unseen
+    assert study["evidence"]["unseen_pairs"] == {"forget": True, "retain": True}
+    assert {pair.clean for pair in judged.pairs} & {pair.clean for pair in paired.pairs("forget")} == set()
+    rows = {(row["split"], row["circuit"]): row for row in study["evidence"]["faithfulness"]}
+    assert list(rows) == [
+        (split, name) for split in ("forget", "retain") for name in ("circuit", "undiscounted", "random control")
+    ]
+    controls = [random_circuit(circuit, seed=seed) for seed in range(3)]
+    values = faithfulness(model, judged.pairs, [circuit, *controls]).values
+    assert rows["forget", "circuit"]["faithfulness"] == pytest.approx(values[0], rel=1e-4)
+    assert rows["forget", "random control"]["faithfulness"] == pytest.approx(np.mean(values[1:]), rel=1e-4)
+    assert {row["kind"] for row in study["evidence"]["ablation"]} == {"resample", "mean"}
+    curve = study["evidence"]["curve"]["circuit"]
+    assert curve["faithfulness"][-1] == pytest.approx(1)
+    assert curve["neurons"][-1] == 256
+    assert study["evidence"]["exact_patching"]["spearman"] > 0.5
+    assert study["evidence"]["across_seeds"]["overlap"]["chance"] == pytest.approx(0.05, abs=0.05)
+
+
+def test_the_same_circuit_comes_without_evidence_and_is_printed(
+    folder: Path, study: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = ("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path / "out", *STUDY)
+    result = invoke(*arguments, "--no-evidence", "--level", "edges")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("13 neurons (5.1 %) hold")
+    assert "forget: 8 pairs (another subject 8)" in result.stdout
+    assert result.stderr == ""
+    assert json.loads((tmp_path / "out" / "circuit.json").read_text())["evidence"] is None
+    for name in ("components.png", "components.svg", "scores.png", "scores.svg"):
+        assert (folder / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    first, second = (load_file(where / "out" / "circuit.safetensors") for where in (folder, tmp_path))
+    for name, array in first.items():
+        assert np.array_equal(array, second[name]), name
+    assert set(second) - set(first) == {"edges"}
+
+    # Heads and MLPs score what their edges add up to.
+    graph = json.loads((tmp_path / "out" / "circuit.json").read_text())["graph"]
+    assert second["edges"].shape == (len(graph["sources"]), len(graph["destinations"]))
+    outgoing = dict(zip(graph["sources"], second["edges"].sum(axis=1), strict=True))
+    assert second["heads"].shape == (2, 4)
+    assert second["mlps"].shape == (2,)
+    for layer in (0, 1):
+        assert second["mlps"][layer] == pytest.approx(outgoing[f"m{layer}"], rel=1e-3, abs=1e-6)
+        assert second["heads"][layer, 3] == pytest.approx(outgoing[f"a{layer}.h3"], rel=1e-3, abs=1e-6)
+
+
+def test_a_dry_run_reads_sizes_and_pairs_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    arguments = ("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path / "out", "--dry-run")
+    result = invoke(*arguments, "--parameters", "1%", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["layers"], plan["neurons"], plan["pairs"]["forget"]["pairs"]) == (2, 256, 12)
+    # a neuron owns its row of gate and up and its column of down: 3 of 64
+    assert plan["neurons_wanted"] == round(0.01 * plan["parameters"] / (3 * 64))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_circuit_grows_to_the_minimum_faithfulness(folder: Path) -> None:
+    model = load_torch(folder / "model.gguf")
+    paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=4, seed=0)
+    options = AttributeSection(neurons=4, layer_cap=1, integration_steps=1, minimum_faithfulness=1)
+    found = find_circuit(model, paired, options, Progress())
+    assert faithfulness(model, paired.pairs("forget"), [found.circuit]).values[0] >= 1
+    assert found.circuit.size > 4
+    assert np.array_equal(found.circuit.mask(), select_neurons(found.ranking, neurons=found.circuit.size).mask())
+
+
+def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path, "--dry-run")
+    assert result.exit_code == 2
+    assert "no circuit made it" in result.stderr
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("model.gguf", "facts.jsonl"), "give it with -o DIR"),
+        (("recipe.toml", "--neurons", "3"), "--neurons need MODEL and FACTS"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--neurons", "3", "--budget", "1%"), "at most one of them"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--budget", "3"), "needed a share like 0.03 or 3%"),
+        (("missing.gguf", "facts.jsonl", "-o", "new"), "does not exist"),
+        (("model.gguf", "missing.jsonl", "-o", "new"), "does not exist"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--neurons", "250"), "does not fit into 2 layers"),
+    ],
+)
+def test_usage_errors(folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str) -> None:
+    monkeypatch.chdir(folder)
+    result = invoke("attribute", *arguments, "--quiet")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert not (folder / "new").exists()
+
+
+FEW = ("--pairs", "4", "--steps", "1", "--quiet", "--json")
+
+
+def test_divergence_of_a_model_from_itself_and_from_another(folder: Path, study: dict[str, Any]) -> None:
+    own, other = folder / "model.gguf", folder / "other.gguf"
+    result = invoke("divergence", own, own, folder / "facts.jsonl", "--circuit", folder / "out", *FEW)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["circuit_neurons"] == 13
+    assert [row["of"] for row in document["divergence"]] == ["all neurons", "circuit", "random control"] * 2
+    for row in document["divergence"]:
+        assert (row["l1"], row["mass_ratio"]) == (0, 1)
+        assert row["one_minus_cosine"] == pytest.approx(0, abs=1e-12)
+    result = invoke("divergence", own, other, folder / "facts.jsonl", *FEW)
+    rows = json.loads(result.stdout)["divergence"]
+    assert all(0.1 < row["l1"] <= 2 for row in rows)
+    assert rows[1]["neurons"] == round(0.03 * 256)
+
+
+def test_divergence_needs_one_architecture_and_one_tokenizer(folder: Path, tmp_path: Path) -> None:
+    wide = build_tiny_gguf(tmp_path / "wide.gguf", hidden=64, feed_forward=160)
+    result = invoke("divergence", folder / "model.gguf", wide, folder / "facts.jsonl", *FEW)
+    assert result.exit_code == 2
+    assert "2 layers of 128 neurons" in result.stderr
+    assert "2 of 160" in result.stderr
+    texts = [f"{prompt} {fact.answer}." for fact in facts() for prompt in fact.prompts]
+    spoken = build_tiny_gguf(tmp_path / "spoken.gguf", texts=texts * 4, hidden=64, feed_forward=128)
+    result = invoke("divergence", folder / "model.gguf", spoken, folder / "facts.jsonl", *FEW)
+    assert result.exit_code == 2
+    assert "tokenize the facts differently" in result.stderr
