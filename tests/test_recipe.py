@@ -61,6 +61,8 @@ def test_defaults_are_filled_in(folder: Path) -> None:
         "retain_drop": 0.03,
         "perplexity_ratio": 1.03,
         "ptq_gap": 0.02,
+        "extraction_strength": 0.05,
+        "leak": 0.05,
     }
     for name, section in (("attribute", AttributeSection), ("unlearn", UnlearnSection), ("verify", VerifySection)):
         assert resolved[name] == {field.name: field.default for field in dataclasses.fields(section)}

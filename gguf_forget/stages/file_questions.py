@@ -45,7 +45,7 @@ def read_questions(
     for split, paths in (("forget", forget), ("retain", retain)):
         for path in paths:
             if _is_facts_file(path):
-                read = read_facts(path, needed=())
+                read = read_facts(path, needed=(), free_text=True)
                 if split == "retain":
                     read = tuple(replace(fact, split="retain") for fact in read)
                 own = plan_questions(
