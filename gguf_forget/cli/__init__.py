@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gguf_forget.cli.circuit import attribute, divergence
 from gguf_forget.cli.commands import main
+from gguf_forget.cli.export import quantize
 
 main.add_command(attribute)
 main.add_command(divergence)
+main.add_command(quantize)
 
 __all__ = ["main"]
