@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.outcome import COUNTS, TensorOutcome
 from gguf_forget.grids import CODECS, Codec
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
-from gguf_forget.rounding import StepHistogram, round_edit
+from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit
 
 WEIGHTS_AT_ONCE = 1 << 20
 FLOAT_TYPES = ("F32", "F16", "BF16")
 OUTSIDE_MASK = ("frozen", "compensate")
+Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,15 @@ def patch_tensor(
     options: RoundingOptions,
     hessian: np.ndarray | None,
     importance: np.ndarray | None,
-    pool: Executor,
+    mapped: Mapped = map,
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
 
     hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; only a type without
-    a codec needs it, whose rows are quantized anew as llama.cpp would.
+    a codec needs it, whose rows are quantized anew as llama.cpp would. mapped: ``map``, or an executor's.
     """
     codec = CODECS.get(stock.type)
+    feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
 
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
@@ -123,7 +124,7 @@ def patch_tensor(
         delta = delta[touched]
         blocks = stock.raw[start:stop][touched]
         if codec is not None:
-            new, values, done = _on_the_grid(codec, blocks, delta, hessian, options)
+            new, values, done = _on_the_grid(codec, blocks, delta, feedback, options)
         else:
             weights = unlearned.weights(start, stop)[touched]
             matrix = start // (stock.rows // stock.matrices)
@@ -133,9 +134,7 @@ def patch_tensor(
         done.check = Check(stock.name, start + touched, zlib.crc32(np.ascontiguousarray(values).data))
         return done
 
-    # With a Hessian the whole tensor goes at once: its factor is then made once.
-    runs = list(_runs(stock)) if hessian is None else [(0, stock.rows)]
-    parts = [part for part in pool.map(work, runs) if part is not None]
+    parts = [part for part in mapped(work, list(_runs(stock))) if part is not None]
     if not parts:
         return None, []
     steps = StepHistogram()
@@ -151,12 +150,28 @@ def patch_tensor(
     return outcome, [part.check for part in parts if part.check is not None]
 
 
+def _feedback(
+    hessian: np.ndarray, original: StoredTensor, unlearned: StoredTensor, options: RoundingOptions
+) -> Feedback | None:
+    """Made once for all runs of the tensor."""
+    if hessian.shape != (original.columns, original.columns):
+        raise InputError(
+            f"the Hessian of {original.name} has shape {list(hessian.shape)}, {[original.columns] * 2} is needed"
+        )
+    edited = np.ones(original.columns, dtype=bool)
+    if options.outside_mask == "frozen":
+        edited[:] = False
+        for part in _runs(original):
+            edited |= edit_of(original, unlearned, *part, options.noise).any(axis=0)
+    return feedback_for(hessian, columns_to_decide(edited, edited))
+
+
 def _on_the_grid(
-    codec: Codec, blocks: np.ndarray, delta: np.ndarray, hessian: np.ndarray | None, options: RoundingOptions
+    codec: Codec, blocks: np.ndarray, delta: np.ndarray, feedback: Feedback | None, options: RoundingOptions
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
     levels = codec.decode(blocks)
-    free = delta != 0 if options.outside_mask == "frozen" and hessian is not None else None
-    rounded = round_edit(levels, delta, hessian=hessian, free=free, survive=options.survive)
+    free = delta != 0 if options.outside_mask == "frozen" and feedback is not None else None
+    rounded = round_edit(levels, delta, hessian=feedback, free=free, survive=options.survive)
     part = _Part(
         {
             "edited": int(np.count_nonzero(delta)),

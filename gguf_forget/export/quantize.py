@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from gguf_forget.checkpoint.stored import READABLE, files_of, stored_tensors
 from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.outcome import TensorOutcome, totals
-from gguf_forget.export.patch import FLOAT_TYPES, Check, RoundingOptions, is_edited, patch_tensor, read_back
+from gguf_forget.export.patch import FLOAT_TYPES, Check, Mapped, RoundingOptions, is_edited, patch_tensor, read_back
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, plan_file, quantize
 from gguf_forget.progress import Progress
 
 Hessians = Callable[[str], np.ndarray | None]
+SMALL = 4 << 20  # weights
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ def _patch(
         ThreadPoolExecutor(threads) as pool,
         progress.task(f"{file_type}: edits", len(planned.edited)) as advance,
     ):
-        for name in planned.edited:
-            outcome, wanted = patch_tensor(
+
+        def work(name: str, mapped: Mapped = map) -> tuple[TensorOutcome | None, list[Check]]:
+            return patch_tensor(
                 file.fileno(),
                 stock[name],
                 pair.before[name],
@@ -161,11 +164,18 @@ def _patch(
                 options=options.rounding,
                 hessian=hessians(name) if stock[name].type in CODECS else None,
                 importance=importance.get(name),
-                pool=pool,
+                mapped=mapped,
             )
+
+        # Small tensors side by side; of a large one its rows, so that memory holds one at a time.
+        small = [name for name in planned.edited if stock[name].rows * stock[name].columns <= SMALL]
+        large = [name for name in planned.edited if name not in set(small)]
+        for outcome, wanted in chain(pool.map(work, small), (work(name, pool.map) for name in large)):
             if outcome is not None:
                 outcomes.append(outcome)
             checks += wanted
             advance(1)
         os.fsync(file.fileno())
+    order = {name: place for place, name in enumerate(planned.edited)}
+    outcomes.sort(key=lambda outcome: order[outcome.tensor])
     return outcomes, checks

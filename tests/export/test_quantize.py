@@ -15,11 +15,19 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export import patch
 from gguf_forget.export.inputs import opened_pair
 from gguf_forget.export.patch import RoundingOptions
-from gguf_forget.export.quantize import ExportOptions, check_destinations, check_space, export_type, plan_export
+from gguf_forget.export.quantize import (
+    ExportOptions,
+    Hessians,
+    check_destinations,
+    check_space,
+    export_type,
+    plan_export,
+)
 from gguf_forget.grids import CODECS, codec_for
 from gguf_forget.llama.options import Importance, QuantizeOptions
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
+from gguf_forget.rounding import round_edit
 
 UP, DOWN, NORM = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "output_norm.weight"
 FILE_TYPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
@@ -35,11 +43,18 @@ def edited(weights: dict[str, np.ndarray], seed: int = 1, size: float = 0.02) ->
     return result
 
 
-def run(original: Path, unlearned: Path, out: Path, file_type: str, options: ExportOptions | None = None) -> dict:
+def run(
+    original: Path,
+    unlearned: Path,
+    out: Path,
+    file_type: str,
+    options: ExportOptions | None = None,
+    hessians: Hessians = lambda name: None,
+) -> dict:
     options = options or ExportOptions(threads=2)
     with opened_pair(original, unlearned, out.parent, Progress()) as pair:
         planned = plan_export(pair, [file_type], options)
-        return export_type(pair, planned, file_type, out, options, Progress())
+        return export_type(pair, planned, file_type, out, options, Progress(), hessians)
 
 
 def check_edits(
@@ -116,6 +131,36 @@ def test_with_an_importance_matrix_as_well(tmp_path: Path, file_type: str) -> No
     document = run(original, unlearned, tmp_path / "out.gguf", file_type, options)
     delta = {name: changed[name] - weights[name] for name in (UP, DOWN, NORM)}
     check_edits(document, tmp_path / "stock.gguf", tmp_path / "out.gguf", delta)
+
+
+@pytest.mark.parametrize("outside_mask", ["frozen", "compensate"])
+def test_errors_are_compensated_run_by_run_as_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside_mask: str
+) -> None:
+    weights = shape_weights("llama")
+    changed = edited(weights)
+    original = write_shape(tmp_path / "original.gguf", "llama", weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", changed)
+    quantize(original, tmp_path / "stock.gguf", "Q4_K_S", threads=1)
+    inputs = np.random.default_rng(5).standard_normal((2000, 512)) @ np.random.default_rng(6).standard_normal(
+        (512, 512)
+    )
+    hessians = {UP: inputs[:, :256].T @ inputs[:, :256], DOWN: inputs.T @ inputs}
+    monkeypatch.setattr(patch, "WEIGHTS_AT_ONCE", 10_000)
+    options = ExportOptions(rounding=RoundingOptions(outside_mask=outside_mask), threads=2)
+    document = run(original, unlearned, tmp_path / "out.gguf", "Q4_K_S", options, hessians.get)
+    before, after = stored_tensors(tmp_path / "stock.gguf"), stored_tensors(tmp_path / "out.gguf")
+    for outcome in document["tensors"]:
+        name = outcome["tensor"]
+        if name not in hessians:
+            continue
+        codec = codec_for(before[name].type)
+        levels, delta = codec.decode(before[name].raw), changed[name] - weights[name]
+        free = delta != 0 if outside_mask == "frozen" else None
+        expected = round_edit(levels, delta, hessian=hessians[name], free=free)
+        np.testing.assert_array_equal(codec.decode(after[name].raw).codes, expected.codes)
+        assert (outcome["landed"], outcome["moved"]) == (expected.landed, expected.moved)
+        assert (outcome["moved_by_compensation"] > 0) == (outside_mask == "compensate")
 
 
 def test_survive_all_lands_the_smallest_edit(tmp_path: Path) -> None:
