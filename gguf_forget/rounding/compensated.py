@@ -26,7 +26,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.grids.layout import Codes, Floats, Levels
 from gguf_forget.grids.nearest import nearest_level
 from gguf_forget.rounding.edits import Edits, Mask, find_edits
-from gguf_forget.rounding.feedback import damped, feedback_factor
+from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 
 Doubles = npt.NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def round_edit(
     levels: Levels,
     delta: npt.NDArray[Any],
     *,
-    hessian: npt.NDArray[Any] | None = None,
+    hessian: npt.NDArray[Any] | Feedback | None = None,
     free: Mask | None = None,
     must_move: Mask | None = None,
     survive: str = "important",
@@ -70,25 +70,29 @@ def round_edit(
 
     delta: float [rows, columns], the edit in weight units. An edit that is a whole number of steps
         everywhere comes out exactly as that many codes, with no other code moved, whatever H.
-    hessian: float [columns, columns], symmetric, positive semi-definite; None rounds each weight to nearest.
+    hessian: float [columns, columns], symmetric, positive semi-definite, or what ``feedback_for`` made of it (for
+        some rows of a tensor at a time); None rounds each weight to nearest.
     free: bool [rows, columns], None for all. Where False the original's code stays, whatever delta; the
         error that this makes is still passed to the free columns.
     must_move: bool [rows, columns]; weights with an edit that must land at least one code away in the edit's
         direction. Delta 0 asks nothing. None leaves the choice to ``survive``.
     survive: "all" asks it of every free edit, "important" of those of at least half the step in their direction,
         "none" of no edit.
-    damp: added to H's diagonal, as a fraction of its mean.
+    damp: added to H's diagonal, as a fraction of its mean; not to a ready Feedback.
 
     Raises InputError for shapes or dtypes that do not fit, values that are not finite, a weight that is in
     ``must_move`` but not ``free``, an unknown ``survive``, and a Hessian that is not symmetric positive semi-definite.
     """
-    _check(levels, delta, hessian, free, must_move, damp)
+    _check(levels, delta, free, must_move)
+    feedback = hessian
+    if isinstance(hessian, np.ndarray):
+        feedback = _feedback(hessian, delta, free, damp)
     edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
     shift = np.zeros(levels.codes.shape, dtype=np.int16)
-    if hessian is None or not np.diagonal(hessian).any():
-        shift.ravel()[edits.index] = _nearest_shifts(levels, edits, free)
+    if isinstance(feedback, Feedback):
+        _compensate(levels, delta, edits, feedback, free, shift)
     else:
-        _compensate(levels, delta, edits, hessian, free, damp, shift)
+        shift.ravel()[edits.index] = _nearest_shifts(levels, edits, free)
     moved = shift != 0
     went = shift.ravel()[edits.index]
     return Rounded(
@@ -140,9 +144,8 @@ def _compensate(
     levels: Levels,
     delta: npt.NDArray[Any],
     edits: Edits,
-    hessian: npt.NDArray[Any],
+    feedback: Feedback,
     free: Mask | None,
-    damp: float,
     shift: Codes,
 ) -> None:
     """Fill ``shift`` [rows, columns] column by column, errors passed on as H says."""
@@ -157,10 +160,7 @@ def _compensate(
     most[held] = 0
     # Rows without an edit have no error to make good.
     active = np.unique(edits.index // width)
-    columns = _columns_to_decide(delta[active] != 0, None if free is None else free[active])
-    if not columns.size:
-        return
-    factor = feedback_factor(damped(hessian, columns, damp))
+    columns = feedback.columns
     usable_scale = np.where(scale != 0, scale, 1)
     at_once = max(1, WEIGHTS_PER_SWEEP // len(columns))
     for start in range(0, active.size, at_once):
@@ -173,7 +173,7 @@ def _compensate(
             None if levels.table is None else np.ascontiguousarray(levels.codes[part].T - levels.lowest),
             levels.table,
         )
-        shift[part] = sweep.run(factor).T
+        shift[part] = sweep.run(feedback.factor).T
 
 
 def _crossing(rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Any:
@@ -186,19 +186,14 @@ def _columns_first(part: npt.NDArray[Any]) -> Doubles:
     return np.array(part.T, dtype=np.float64, order="C")
 
 
-def _columns_to_decide(edited: Mask, free: Mask | None) -> npt.NDArray[np.intp]:
-    """The columns of the sub-problem, in the order of deciding.
-
-    A column without edit that is free in no row makes no error and is left out: the rest is then chosen
-    *given* that it stays. A column whose error is given (edited, but free in no row) comes first, so that
-    every free column hears of it. Saturation does not change the order: a row's codes would then depend on
-    which other rows are rounded with it.
-    """
-    if free is None:
-        return np.arange(edited.shape[1])
-    can_move = free.any(axis=0)
-    given = edited.any(axis=0) & ~can_move
-    return np.concatenate([np.flatnonzero(given), np.flatnonzero(can_move)])
+def _feedback(hessian: npt.NDArray[Any], delta: npt.NDArray[Any], free: Mask | None, damp: float) -> Feedback | None:
+    width = delta.shape[1]
+    if hessian.shape != (width, width):
+        raise InputError(f"hessian has shape {list(hessian.shape)}, {[width, width]} is needed")
+    edited = delta != 0
+    active = edited.any(axis=1)  # rows without an edit have no error to make good
+    can_move = None if free is None else free[active].any(axis=0)
+    return feedback_for(hessian, columns_to_decide(edited.any(axis=0), can_move), damp)
 
 
 @dataclass(frozen=True)
@@ -252,26 +247,17 @@ class _Sweep:
         np.subtract(self.delta[column], error, out=error)
 
 
-def _check(
-    levels: Levels,
-    delta: npt.NDArray[Any],
-    hessian: npt.NDArray[Any] | None,
-    free: Mask | None,
-    must_move: Mask | None,
-    damp: float,
-) -> None:
-    rows, columns = levels.codes.shape
-    wanted_shapes = {"delta": (delta, (rows, columns)), "hessian": (hessian, (columns, columns))}
+def _check(levels: Levels, delta: npt.NDArray[Any], free: Mask | None, must_move: Mask | None) -> None:
+    shape = levels.codes.shape
     masks = {"free": free, "must_move": must_move}
-    wanted_shapes |= {name: (mask, (rows, columns)) for name, mask in masks.items()}
-    for name, (array, shape) in wanted_shapes.items():
+    for name, array in {"delta": delta, **masks}.items():
         if array is not None and array.shape != shape:
             raise InputError(f"{name} has shape {list(array.shape)}, {list(shape)} is needed")
     for name, mask in masks.items():
         if mask is not None and mask.dtype != np.bool_:
             raise InputError(f"{name} has dtype {mask.dtype}, bool is needed")
-    for name, values in {"delta": delta, "the grid's scale": levels.scale, "hessian": hessian}.items():
-        if values is not None and (broken := int(values.size - np.isfinite(values).sum())):
+    for name, values in {"delta": delta, "the grid's scale": levels.scale}.items():
+        if broken := int(values.size - np.isfinite(values).sum()):
             raise InputError(
                 f"{name} holds {broken} values that are not finite, all must be finite",
                 hint="look for overflow in the run or file that these numbers come from",
@@ -281,12 +267,3 @@ def _check(
             f"must_move asks {clash} weights to move that free forbids, 0 are allowed",
             hint="keep must_move inside free",
         )
-    if not (np.isfinite(damp) and damp >= 0):
-        raise InputError(f"damp is {damp}, a finite number of at least 0 is needed")
-    if hessian is not None:
-        diagonal = np.diagonal(hessian)
-        if negative := int((diagonal < 0).sum()):
-            raise InputError(f"hessian has {negative} negative diagonal values, 0 are allowed")
-        skew = float(np.abs(hessian - hessian.T).max(initial=0))
-        if skew > 1e-3 * float(diagonal.max(initial=0)):
-            raise InputError(f"hessian differs from its transpose by {skew:g}, a symmetric matrix is needed")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from libggml_oracle import quantize
 
 from gguf_forget.grids import CODECS, Levels, codec_for, nearest_codes
-from gguf_forget.rounding import SURVIVE, round_edit
+from gguf_forget.rounding import SURVIVE, columns_to_decide, feedback_for, round_edit
 
 
 def random_hessian(generator: np.random.Generator, columns: int, tokens: int | None = None) -> np.ndarray:
@@ -261,3 +261,17 @@ def test_rows_do_not_hear_of_one_another() -> None:
         one = slice(row, row + 1)
         alone = Levels(levels.codes[one], levels.scale[one], levels.offset[one], 16, 0, 15)
         np.testing.assert_array_equal(round_edit(alone, delta[one], hessian=hessian).codes, whole.codes[one])
+
+
+def test_a_feedback_made_once_serves_any_rows() -> None:
+    generator = np.random.default_rng(21)
+    levels = random_grid(generator, 40, 64, 15, 16)
+    delta = (generator.standard_normal((40, 64)) * 0.1).astype(np.float32)
+    hessian = random_hessian(generator, 64)
+    whole = round_edit(levels, delta, hessian=hessian)
+    feedback = feedback_for(hessian, columns_to_decide(np.ones(64, bool), None))
+    for part in (slice(0, 7), slice(7, 40)):
+        some = Levels(levels.codes[part], levels.scale[part], levels.offset[part], 16, 0, 15)
+        np.testing.assert_array_equal(round_edit(some, delta[part], hessian=feedback).codes, whole.codes[part])
+    assert feedback_for(np.zeros((64, 64)), np.arange(64)) is None
+    assert feedback_for(hessian, np.arange(0)) is None

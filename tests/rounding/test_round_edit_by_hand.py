@@ -195,8 +195,8 @@ def test_delta_zero_asks_nothing() -> None:
             {"must_move": np.ones((1, 2), bool), "free": np.array([[True, False]])},
             "must_move asks 1 weights to move that free forbids",
         ),
-        ({"damp": -0.1}, "damp is -0.1"),
-        ({"damp": float("nan")}, "damp is nan"),
+        ({"damp": -0.1, "hessian": np.eye(2)}, "damp is -0.1"),
+        ({"damp": float("nan"), "hessian": np.eye(2)}, "damp is nan"),
     ],
 )
 def test_refusals(arguments: dict, message: str) -> None:
