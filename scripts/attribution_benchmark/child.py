@@ -39,8 +39,8 @@ class Request:
 class Edges:
     """Scores [U, V] with the names of sources and destinations; NaN where there is no edge.
 
-    Names: ``embedding``, ``head L.H``, ``mlp L`` for sources; ``query L.H``, ``key L.G``, ``value L.G``, ``mlp L``,
-    ``logits`` for destinations, with layer L, query head H, key-value group G.
+    Names are those of gguf_forget.circuit.graph: sources ``embedding``, ``a0.h0``, ``m0``; destinations ``a0.h0.q``,
+    ``a0.g0.k``, ``a0.g0.v`` (g: group of heads with one key and value), ``m0``, ``logits``.
     """
 
     sources: list[str]
@@ -112,10 +112,10 @@ def serve(load: Callable[[Shape], Loaded]) -> None:
         request = Request(**json.loads(line))
         pairs = prompts(shape, request.pairs)
         _reset_peak()
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         edges = side.score(pairs, request)
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - start_busy
         peak = _peak()
         if request.keep is not None:
             np.savez(request.keep, **asdict(edges))
-        answer({"seconds": seconds, "peak": peak})
+        answer({"seconds": seconds, "processor_seconds": busy, "peak": peak})

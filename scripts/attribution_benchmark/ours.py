@@ -11,18 +11,20 @@ from gguf_forget.circuit.inputs import pair_batches
 from gguf_forget.facts.corruption import Pair
 
 
+def _pairs(prompts: list[Prompts]) -> list[Pair]:
+    return [Pair(p.clean, p.corrupted, p.answer, p.distractors, fact=number) for number, p in enumerate(prompts)]
+
+
 def _load(shape: Shape) -> Loaded:
     model = random_model(shape)
 
-    def as_pairs(pairs: list[Prompts]) -> list[Pair]:
-        return [Pair(p.clean, p.corrupted, p.answer, p.distractors, fact=n) for n, p in enumerate(pairs)]
+    def score(prompts: list[Prompts], request: Request) -> Edges:
+        found = score_edges(model, _pairs(prompts), integration_steps=request.steps, batch_size=request.batch_size)
+        scores = found.scores.masked_fill(~found.graph.mask, float("nan")).numpy()
+        return Edges(list(found.graph.sources), list(found.graph.destinations), scores)
 
-    def score(pairs: list[Prompts], request: Request) -> Edges:
-        found = score_edges(model, as_pairs(pairs), integration_steps=request.steps, batch_size=request.batch_size)
-        return found
-
-    def metric(pairs: list[Prompts]) -> list[float]:
-        (batch,) = pair_batches(model, as_pairs(pairs), len(pairs))
+    def metric(prompts: list[Prompts]) -> list[float]:
+        (batch,) = pair_batches(model, _pairs(prompts), len(prompts))
         return pair_metric(model, batch.clean, batch).tolist()
 
     return Loaded(score, metric)

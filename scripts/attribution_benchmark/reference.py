@@ -81,16 +81,16 @@ def _named(graph: Any, shape: Shape) -> Edges:
     sources, destinations, columns = ["embedding"], [], []
     column = 0
     for layer in range(shape.layers):
-        sources += [f"head {layer}.{head}" for head in range(shape.heads)] + [f"mlp {layer}"]
-        for kind, count in (("query", shape.heads), ("key", shape.key_value_heads), ("value", shape.key_value_heads)):
-            width = shape.heads // count
-            for index in range(count):
-                destinations.append(f"{kind} {layer}.{index}")
-                columns.append(scores[:, column : column + width].sum(axis=1))
-                column += width
-        destinations.append(f"mlp {layer}")
-        columns.append(scores[:, column])
-        column += 1
+        sources += [f"a{layer}.h{head}" for head in range(shape.heads)] + [f"m{layer}"]
+        names = [f"a{layer}.h{head}.q" for head in range(shape.heads)]
+        names += [f"a{layer}.g{group}.{kind}" for kind in "kv" for group in range(shape.key_value_heads)]
+        copies = shape.heads // shape.key_value_heads
+        for name, width in zip(
+            [*names, f"m{layer}"], [1] * shape.heads + [copies] * 2 * shape.key_value_heads + [1], strict=True
+        ):
+            destinations.append(name)
+            columns.append(scores[:, column : column + width].sum(axis=1))
+            column += width
     destinations.append("logits")
     columns.append(scores[:, column])
     return Edges(sources, destinations, np.stack(columns, axis=1))
