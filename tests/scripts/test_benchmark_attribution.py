@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attribution_benchmark.command import correlation, main
 from attribution_benchmark.process import Failure
 from attribution_benchmark.work import SHAPES, TOKENS, prompts
-from benchmark_attribution import correlation, main
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_wrong_arguments_exit_2_with_one_line(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert main("", arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -54,7 +54,7 @@ def test_an_unusable_reference_exits_2_and_writes_nothing(
 ) -> None:
     out = tmp_path / "out.json"
     options = ["--json", str(out), "--quick", "--reference", str(checkout), "--reference-python", python]
-    assert main(options) == 2
+    assert main("", options) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert printed.count("\n") == 1
@@ -63,7 +63,7 @@ def test_an_unusable_reference_exits_2_and_writes_nothing(
 
 def test_without_a_reference_ours_is_timed_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out.json"
-    assert main(["--json", str(out), "--quick", "--model", "smollm2-tiny", "--threads", "1"]) == 0
+    assert main("", ["--json", str(out), "--quick", "--model", "smollm2-tiny", "--threads", "1"]) == 0
     found = json.loads(out.read_text())
     assert {key: found[key] for key in ("speedup", "peak_memory_ratio", "correlation")} == {
         "speedup": None,
