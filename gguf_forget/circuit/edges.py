@@ -2,11 +2,9 @@
 
     score(u -> v) = sum over positions of (z_u - z'_u) * mean over k of dL/d(input of v)
 
-z, z' are what the source u writes to the residual stream in the clean and in the corrupted run. Variant
-"inputs": the gradients are taken at input embeddings between corrupted and clean. Variant "activations": for
-each layer's attention or MLP, at the clean prompt with that component's own output between its corrupted and
-its clean value (so each source has its own gradients; the published code averages those of all components).
-A positive score: what travels along the edge from the clean prompt raises L.
+z, z' are what the source u writes to the residual stream in the clean and in the corrupted run; where the
+gradients are taken depends on the variant, see :mod:`gguf_forget.circuit.sites`. A positive score: what travels
+along the edge from the clean prompt raises L.
 
 Gradients are averaged over the integration steps first; then sources and destinations meet in one matrix
 product a layer, a few positions at a time, so that memory depends neither on the number of pairs nor on the
@@ -17,19 +15,19 @@ Shapes: P pairs in a batch, T tokens, R rows (positions that count), d_model, U 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from gguf_forget.checkpoint.components import Components, components
 from gguf_forget.circuit.destinations import Gradients, recorded_reads
 from gguf_forget.circuit.graph import Graph, graph_of
-from gguf_forget.circuit.hooks import frozen, hooked
-from gguf_forget.circuit.inputs import PairBatch, metric, pair_batches
-from gguf_forget.circuit.interpolation import Rows, Variant, between, check_arguments, midpoints, rows_of
-from gguf_forget.circuit.sources import Differences, Outputs, differences, run_outputs, written
+from gguf_forget.circuit.hooks import frozen
+from gguf_forget.circuit.interpolation import Variant, between, check_arguments, midpoints, relative_residual
+from gguf_forget.circuit.sites import Site, sites_of
+from gguf_forget.circuit.sources import BothRuns, Differences, both_runs, written
 from gguf_forget.facts.corruption import Pair
 
 CHUNK_ELEMENTS = 2**23  # numbers held at once while sources and destinations meet: 32 MiB in float32
@@ -61,44 +59,7 @@ class EdgeScores:
 
     @property
     def completeness_residual(self) -> float:
-        return abs(self.embedding_score - self.metric_gap) / max(abs(self.metric_gap), 1e-12)
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a variant interpolates: the input embeddings, or what one layer's attention or MLP writes."""
-
-    sources: range  # the graph's rows that are scored with these gradients
-    attention_from: int  # the first layer whose attention reads what is written here
-    mlp_from: int
-    layer: int = 0
-    kind: Literal["embedding", "attention", "mlp"] = "embedding"
-
-    def output(self, run: Outputs) -> torch.Tensor:
-        """[P, T, d_model]"""
-        if self.kind == "embedding":
-            return run.embedding
-        return (run.attentions if self.kind == "attention" else run.mlps)[self.layer]
-
-    def metric(self, model: Any, parts: Components, value: torch.Tensor, batch: PairBatch) -> torch.Tensor:
-        """L [P] with the output replaced by ``value`` [P, T, d_model]; all else as from the clean prompt."""
-        if self.kind == "embedding":
-            return metric(model, value, batch)
-        layer = parts.layers[self.layer]
-        module = layer.attention if self.kind == "attention" else layer.mlp
-        with hooked([(module, "output", lambda _output: value)]):
-            return metric(model, batch.clean, batch)
-
-
-def sites_of(graph: Graph, variant: Variant) -> Iterator[Site]:
-    if variant == "inputs":
-        yield Site(range(len(graph.sources)), 0, 0)
-        return
-    yield Site(range(1), 0, 0)
-    for layer in range(graph.layers):
-        head, mlp = graph.head(layer, 0), graph.mlp(layer)
-        yield Site(range(head, mlp), layer + 1, layer + graph.parallel, layer, "attention")
-        yield Site(range(mlp, mlp + 1), layer + 1, layer + 1, layer, "mlp")
+        return relative_residual(self.embedding_score, self.metric_gap)
 
 
 @dataclass(frozen=True)
@@ -181,15 +142,11 @@ def score_edges(
     sums = _Sums(torch.zeros(shape, dtype=torch.float64), positions)
     metric_gap = 0.0
     with frozen(model):
-        for batch in pair_batches(model, pairs, batch_size):
-            rows = rows_of(batch, longest)
-            clean = run_outputs(model, parts, batch.clean, batch)
-            corrupted = run_outputs(model, parts, batch.corrupted, batch)
-            metric_gap += float((clean.metric - corrupted.metric).double().sum())
-            found = differences(clean, corrupted, rows)
+        for runs in both_runs(model, parts, pairs, batch_size):
+            metric_gap += runs.metric_gap
             for site in sites_of(graph, variant):
-                _score_site(model, parts, graph, site, (corrupted, clean), batch, rows, found, integration_steps, sums)
-            progress(len(batch.pairs))
+                _score_site(model, parts, graph, site, runs, integration_steps, sums)
+            progress(len(runs.batch.pairs))
     count = len(pairs)
     if positions is not None:
         positions = positions * graph.mask / count
@@ -198,26 +155,16 @@ def score_edges(
 
 
 def _score_site(
-    model: Any,
-    parts: Components,
-    graph: Graph,
-    site: Site,
-    runs: tuple[Outputs, Outputs],
-    batch: PairBatch,
-    rows: Rows,
-    found: Differences,
-    integration_steps: int,
-    sums: _Sums,
+    model: Any, parts: Components, graph: Graph, site: Site, runs: BothRuns, integration_steps: int, sums: _Sums
 ) -> None:
     """Add the scores of the site's sources for one batch."""
-    ends = (site.output(runs[0]), site.output(runs[1]))
+    ends = (site.output(runs.corrupted), site.output(runs.clean))
     points = midpoints(integration_steps)
     reach = {"attention_from": site.attention_from, "mlp_from": site.mlp_from}
     for start in range(0, integration_steps, RUNS_HELD):
-        gradients = Gradients(parts, rows, **reach)
+        gradients = Gradients(parts, runs.rows, **reach)
         with recorded_reads(parts, **reach) as reads:
             for alpha in points[start : start + RUNS_HELD]:
-                value = between(*ends, alpha)
-                loss = site.metric(model, parts, value, batch).sum()
+                loss = site.metric(model, parts, between(*ends, alpha), runs.batch).sum()
                 gradients.add(loss, reads, 1 / integration_steps)
-        _add_edges(parts, graph, found, site.sources, gradients, sums)
+        _add_edges(parts, graph, runs.differences, site.sources, gradients, sums)

@@ -31,6 +31,11 @@ def check_arguments(pairs: Sequence[Pair], integration_steps: int, variant: str,
         raise InputError(f"the variant is {variant!r}, needed one of {', '.join(VARIANTS)}")
 
 
+def relative_residual(embedding_score: float, metric_gap: float) -> float:
+    """How far the embedding's score is from what it tends to, relative to that."""
+    return abs(embedding_score - metric_gap) / max(abs(metric_gap), 1e-12)
+
+
 def midpoints(steps: int) -> list[float]:
     """alpha_k: the midpoints of ``steps`` equal intervals of [0, 1]."""
     return [(step + 0.5) / steps for step in range(steps)]
@@ -69,3 +74,24 @@ def rows_of(batch: PairBatch, longest: int) -> Rows:
     counts = differs.cummax(dim=1).values & batch.mask.bool()
     pair, token = counts.nonzero(as_tuple=True)
     return Rows(pair * differs.shape[1] + token, longest - batch.mask.sum(dim=1)[pair] + token)
+
+
+class RowSums:
+    """Scores of shape S added up over pairs, float64: ``total`` S, and ``positions`` [T, *S] when kept apart."""
+
+    def __init__(self, shape: tuple[int, ...], longest: int, *, per_position: bool) -> None:
+        self.total = torch.zeros(shape, dtype=torch.float64)
+        self.positions = torch.zeros(longest, *shape, dtype=torch.float64) if per_position else None
+
+    def add(self, place: int | slice, values: torch.Tensor, rows: Rows) -> None:
+        """Add ``values`` [R, ...] at ``place`` of the first dimension of S."""
+        if self.positions is None:
+            self.total[place] += values.double().sum(dim=0).to(self.total.device)
+        else:
+            self.positions[:, place].index_add_(0, rows.position.cpu(), values.double().cpu())
+
+    def mean(self, pairs: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(S, [T, *S] or None), divided by the number of pairs."""
+        if self.positions is None:
+            return self.total / pairs, None
+        return self.positions.sum(dim=0) / pairs, self.positions / pairs

@@ -3,13 +3,15 @@
 Hanna et al., "Have Faith in Faithfulness" (arXiv 2403.17806), sections 2 and 3, at the level of MLP neurons:
 the input of the down projection is the neuron's activation ``a``.
 
-    score_j = sum over positions of (a_j - a'_j) * mean over k of dL/da_j at e' + alpha_k (e - e')
+    score_j = sum over positions of (a_j - a'_j) * mean over k of dL/da_j
 
-with e, e' the clean and corrupted input embeddings, a and a' the activations of the clean and corrupted run,
-alpha_k the midpoints of m equal intervals, and L the metric of :mod:`gguf_forget.circuit.inputs`. A positive
-score: what the neuron computes from the clean prompt raises L.
+with a and a' the activations of the clean and corrupted run, and L the metric of
+:mod:`gguf_forget.circuit.inputs`. Variant "inputs": the gradients are taken at the input embeddings
+e' + alpha_k (e - e'), alpha_k the midpoints of m equal intervals. Variant "activations": one layer at a time, at
+the clean prompt with that layer's activations at a' + alpha_k (a - a'). A positive score: what the neuron
+computes from the clean prompt raises L.
 
-Shapes: P pairs in a batch, T tokens, d_model, d_ff, L layers, V vocabulary.
+Shapes: P pairs in a batch, T tokens, R rows (positions that count), d_model, d_ff, L layers.
 """
 
 from __future__ import annotations
@@ -17,12 +19,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from gguf_forget.checkpoint.architecture import GatedMlp, mlps
-from gguf_forget.circuit.inputs import metric, pair_batches
+from gguf_forget.checkpoint.components import Components, components
+from gguf_forget.circuit.hooks import Hook, frozen, hooked
+from gguf_forget.circuit.inputs import PairBatch, metric, pair_batches
+from gguf_forget.circuit.interpolation import (
+    Rows,
+    RowSums,
+    Variant,
+    between,
+    check_arguments,
+    midpoints,
+    relative_residual,
+    rows_of,
+    working,
+)
 from gguf_forget.facts.corruption import Pair
 
 
@@ -32,32 +47,89 @@ class NeuronScores:
 
     ``embedding_score`` tends to ``metric_gap`` = mean of L(clean) - L(corrupted) as m grows (the completeness
     of integrated gradients); their relative difference is the residual of the approximation.
+    ``positions`` [T, L, d_ff], when asked for: the same by position, prompts aligned at their ends (T - 1 is the
+    last token of every prompt); it sums to ``scores``.
     """
 
     scores: torch.Tensor
     embedding_score: float
     metric_gap: float
     pairs: int
+    positions: torch.Tensor | None = None
+
+    @property
+    def absolute(self) -> torch.Tensor:
+        return self.scores.abs()
 
     @property
     def completeness_residual(self) -> float:
-        return abs(self.embedding_score - self.metric_gap) / max(abs(self.metric_gap), 1e-12)
+        return relative_residual(self.embedding_score, self.metric_gap)
 
 
 @contextmanager
-def _recorded_neurons(layers: Sequence[GatedMlp]) -> Iterator[list[torch.Tensor]]:
+def _recorded_neurons(parts: Components) -> Iterator[list[torch.Tensor]]:
     """While open, a forward pass appends the input of each down projection, [P, T, d_ff], in layer order."""
     record: list[torch.Tensor] = []
-
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        record.append(inputs[0])
-
-    handles = [layer.down.register_forward_pre_hook(hook) for layer in layers]
-    try:
+    hooks: list[Hook] = [(layer.down.module, "input", record.append) for layer in parts.layers]
+    with hooked(hooks):
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _instead(value: torch.Tensor, _found: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def _run(model: Any, parts: Components, embeddings: torch.Tensor, batch: PairBatch) -> tuple[float, list[torch.Tensor]]:
+    """Sum of L over the batch, and every layer's neurons [P, T, d_ff]. No gradients."""
+    with _recorded_neurons(parts) as record, torch.no_grad():
+        return float(metric(model, embeddings, batch).double().sum()), record
+
+
+class _Scorer:
+    """Adds up scores batch by batch; ``embedding_score`` and ``metric_gap`` are sums over pairs."""
+
+    def __init__(self, model: Any, parts: Components, integration_steps: int, sums: RowSums) -> None:
+        self.model, self.parts, self.steps, self.sums = model, parts, integration_steps, sums
+        self.embedding_score = self.metric_gap = 0.0
+
+    def add(self, batch: PairBatch, rows: Rows, variant: Variant) -> None:
+        clean_metric, clean = _run(self.model, self.parts, batch.clean, batch)
+        corrupted_metric, corrupted = _run(self.model, self.parts, batch.corrupted, batch)
+        self.metric_gap += clean_metric - corrupted_metric
+        if variant == "inputs":
+            differences = [working(rows(a)) - working(rows(b)) for a, b in zip(clean, corrupted, strict=True)]
+            clean.clear()
+            corrupted.clear()
+            self._between_embeddings(batch, rows, differences)
+        else:
+            self._between_embeddings(batch, rows, [])
+            for layer, ends in enumerate(zip(corrupted, clean, strict=True)):
+                self._between_activations(batch, rows, layer, *ends)
+
+    def _between_embeddings(self, batch: PairBatch, rows: Rows, differences: list[torch.Tensor]) -> None:
+        """The embedding's score, and those of the layers whose ``differences`` are given, [R, d_ff] each."""
+        change = working(batch.clean) - working(batch.corrupted)
+        for alpha in midpoints(self.steps):
+            embeddings = between(batch.corrupted, batch.clean, alpha)
+            with _recorded_neurons(self.parts) as record:
+                loss = metric(self.model, embeddings, batch).sum()
+            gradient, *gradients = torch.autograd.grad(loss, [embeddings, *record[: len(differences)]])
+            self.embedding_score += float((change * gradient).double().sum()) / self.steps
+            for layer, (difference, found) in enumerate(zip(differences, gradients, strict=True)):
+                self.sums.add(layer, difference * working(rows(found)) / self.steps, rows)
+
+    def _between_activations(
+        self, batch: PairBatch, rows: Rows, layer: int, corrupted: torch.Tensor, clean: torch.Tensor
+    ) -> None:
+        difference = working(rows(clean)) - working(rows(corrupted))
+        down = self.parts.layers[layer].down.module
+        for alpha in midpoints(self.steps):
+            value = between(corrupted, clean, alpha)
+            replacement: Hook = (down, "input", partial(_instead, value))
+            with hooked([replacement]):
+                loss = metric(self.model, batch.clean, batch).sum()
+            (found,) = torch.autograd.grad(loss, [value])
+            self.sums.add(layer, difference * working(rows(found)) / self.steps, rows)
 
 
 def score_neurons(
@@ -65,38 +137,24 @@ def score_neurons(
     pairs: Sequence[Pair],
     *,
     integration_steps: int = 5,
+    variant: Variant = "inputs",
     batch_size: int = 32,
+    per_position: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NeuronScores:
-    """EAP-IG scores of all MLP neurons over ``pairs`` (inputs-interpolated variant).
+    """EAP-IG scores of all MLP neurons over ``pairs``. The model is left as found.
 
-    The model's parameters must not require gradients; its hooks, mode and weights are left as found.
-    ``progress`` is told the number of pairs done since the last call.
+    Arguments and errors as for :func:`gguf_forget.circuit.edges.score_edges`.
     """
-    layers = mlps(model)
-    total = torch.zeros(len(layers), layers[0].down.in_features, dtype=torch.float64)
-    embedding_score, metric_gap = 0.0, 0.0
-    with _recorded_neurons(layers) as record:
+    check_arguments(pairs, integration_steps, variant, batch_size)
+    parts = components(model)
+    longest = max(len(pair.clean) for pair in pairs)
+    sums = RowSums((len(parts.layers), parts.neurons), longest, per_position=per_position)
+    scorer = _Scorer(model, parts, integration_steps, sums)
+    with frozen(model):
         for batch in pair_batches(model, pairs, batch_size):
-            with torch.no_grad():
-                record.clear()
-                clean_metric = metric(model, batch.clean, batch)
-                clean_neurons = list(record)
-                record.clear()
-                corrupted_metric = metric(model, batch.corrupted, batch)
-                differences = [a - b for a, b in zip(clean_neurons, record, strict=True)]  # L x [P, T, d_ff]
-            metric_gap += float((clean_metric - corrupted_metric).sum())
-            change = batch.clean - batch.corrupted
-            for step in range(integration_steps):
-                alpha = (step + 0.5) / integration_steps
-                embeddings = (batch.corrupted + alpha * change).requires_grad_(True)
-                record.clear()
-                gradients = torch.autograd.grad(metric(model, embeddings, batch).sum(), [embeddings, *record])
-                embedding_score += float((change * gradients[0]).sum()) / integration_steps
-                for layer, (difference, gradient) in enumerate(zip(differences, gradients[1:], strict=True)):
-                    contribution = (difference * gradient).sum(dim=(0, 1))
-                    total[layer] += contribution.double() / integration_steps
-            record.clear()
+            scorer.add(batch, rows_of(batch, longest), variant)
             progress(len(batch.pairs))
-    count = max(len(pairs), 1)
-    return NeuronScores(total / count, embedding_score / count, metric_gap / count, len(pairs))
+    count = len(pairs)
+    scores, positions = sums.mean(count)
+    return NeuronScores(scores, scorer.embedding_score / count, scorer.metric_gap / count, count, positions)

@@ -9,6 +9,7 @@ Shapes: P pairs, T tokens, R rows (positions that count), d_model, H heads, D he
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from gguf_forget.checkpoint.components import Components
 from gguf_forget.circuit.graph import Graph
 from gguf_forget.circuit.hooks import Hook, hooked
-from gguf_forget.circuit.inputs import PairBatch, metric
-from gguf_forget.circuit.interpolation import Rows, working
+from gguf_forget.circuit.inputs import PairBatch, metric, pair_batches
+from gguf_forget.circuit.interpolation import Rows, rows_of, working
+from gguf_forget.facts.corruption import Pair
 
 
 @dataclass
@@ -76,6 +78,31 @@ def differences(clean: Outputs, corrupted: Outputs, rows: Rows) -> Differences:
         [subtract(a, b) for a, b in zip(clean.heads, corrupted.heads, strict=True)],
         [subtract(a, b) for a, b in zip(clean.mlps, corrupted.mlps, strict=True)],
     )
+
+
+@dataclass(frozen=True)
+class BothRuns:
+    """A batch's clean and corrupted run, and what they differ in."""
+
+    batch: PairBatch
+    rows: Rows
+    clean: Outputs
+    corrupted: Outputs
+    differences: Differences
+
+    @property
+    def metric_gap(self) -> float:
+        """Sum over the pairs of L(clean) - L(corrupted)."""
+        return float((self.clean.metric - self.corrupted.metric).double().sum())
+
+
+def both_runs(model: Any, parts: Components, pairs: Sequence[Pair], batch_size: int) -> Iterator[BothRuns]:
+    longest = max(len(pair.clean) for pair in pairs)
+    for batch in pair_batches(model, pairs, batch_size):
+        rows = rows_of(batch, longest)
+        clean = run_outputs(model, parts, batch.clean, batch)
+        corrupted = run_outputs(model, parts, batch.corrupted, batch)
+        yield BothRuns(batch, rows, clean, corrupted, differences(clean, corrupted, rows))
 
 
 def written(parts: Components, graph: Graph, found: Differences, sources: range, chunk: slice) -> torch.Tensor:

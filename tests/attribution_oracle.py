@@ -1,4 +1,4 @@
-"""Edge, node and neuron scores the slow way, from the definitions: one unpadded pair, one destination at a time.
+"""Edge, node and neuron scores the slow way, from the definitions: one unpadded pair at a time.
 
 Every destination gets a leaf of its own: zeros added to the residual stream where that destination alone reads
 it (the projection is computed again from norm(residual + leaf), and only the head's own rows are taken). Sources
@@ -221,11 +221,19 @@ def gradients(model: Any, x: torch.Tensor, pair: Any, replaced: list[Any] | None
     return [torch.zeros_like(x) if g is None else g for g in found]
 
 
-def edge_scores(model: Any, pairs: Any, steps: int, *, variant: str = "inputs") -> torch.Tensor:
-    """[T, U, V], positions aligned at the ends of the prompts; every pair of source and destination, real or not."""
-    layers, _, sizes = places(model)
+def aligned_sums(contributions: list[tuple[Any, torch.Tensor]], pairs: Any) -> torch.Tensor:
+    """Mean over pairs of [T, ...] contributions whose positions are aligned at the ends of the prompts."""
     longest = max(len(pair.clean) for pair in pairs)
-    total: torch.Tensor | None = None
+    total = torch.zeros(longest, *contributions[0][1].shape[1:], dtype=torch.float64)
+    for pair, contribution in contributions:
+        total[longest - len(pair.clean) :] += contribution / len(pairs)
+    return total
+
+
+def edge_scores(model: Any, pairs: Any, steps: int, *, variant: str = "inputs") -> torch.Tensor:
+    """[T, U, V]: every pair of source and destination, real edge or not."""
+    layers, _, sizes = places(model)
+    contributions = []
     for pair in pairs:
         clean, corrupted = embeddings(model, pair)
         runs = run(model, clean, pair), run(model, corrupted, pair)
@@ -237,18 +245,94 @@ def edge_scores(model: Any, pairs: Any, steps: int, *, variant: str = "inputs") 
             if variant == "activations":
                 by_source = [at_inputs]
                 for index, layer in enumerate(layers):
-                    for block, values in (
-                        (layer.post_attention or layer.output, [r.attention_blocks[index] for r in runs]),
-                        (layer.mlp_block, [r.mlp_blocks[index] for r in runs]),
+                    for block, values, count in (
+                        (
+                            layer.post_attention or layer.output,
+                            [r.attention_blocks[index] for r in runs],
+                            sizes["heads"],
+                        ),
+                        (layer.mlp_block, [r.mlp_blocks[index] for r in runs], 1),
                     ):
-                        value = alpha * values[0] + (1 - alpha) * values[1]
-                        found = gradients(model, clean, pair, [(block, "", lambda m, i, o, value=value: value[None])])
-                        by_source += [found] * (1 if block is layer.mlp_block else sizes["heads"])
-            if total is None:
-                total = torch.zeros(longest, len(differences), len(at_inputs), dtype=torch.float64)
+                        value = (alpha * values[0] + (1 - alpha) * values[1])[None]
+                        replaced = (block, "", lambda m, i, o, value=value: value)
+                        by_source += [gradients(model, clean, pair, [replaced])] * count
+            scores = torch.zeros(len(clean), len(differences), len(at_inputs), dtype=torch.float64)
             for u, (difference, found) in enumerate(zip(differences, by_source, strict=True)):
                 for v, gradient in enumerate(found):
-                    by_position = (difference * gradient).sum(dim=-1) / (steps * len(pairs))
-                    total[longest - len(pair.clean) :, u, v] += by_position
-    assert total is not None
+                    scores[:, u, v] = (difference * gradient).sum(dim=-1) / steps
+            contributions.append((pair, scores))
+    return aligned_sums(contributions, pairs)
+
+
+Function = tuple[Any, str, Callable[..., Any]]
+
+
+def gradient_at(model: Any, x: torch.Tensor, pair: Any, where: Any | None, kind: str, value: Any) -> torch.Tensor:
+    """dL/d(leaf) [T, ...] of zeros added to a module's output or input, or to the embeddings if there is none.
+
+    ``value``, where given, takes the place of that output or input.
+    """
+    leaf: list[torch.Tensor] = []
+
+    def add(found: torch.Tensor) -> torch.Tensor:
+        found = found if value is None else value[None]
+        leaf.append(torch.zeros_like(found[0]).requires_grad_(True))
+        return found + leaf[0]
+
+    if where is None:
+        return torch.autograd.grad(metric(model, add(x[None])[0], pair), leaf)[0]
+    function: Function = (where, "", lambda m, i, output: add(output))
+    if kind == "input":
+        function = (where, "pre_", lambda m, inputs: (add(inputs[0]), *inputs[1:]))
+    with hooks([function]):
+        return torch.autograd.grad(metric(model, x, pair), leaf)[0]
+
+
+def interpolated_gradient(
+    model: Any, pair: Any, steps: int, variant: str, where: Any, kind: str, ends: tuple[Any, Any]
+) -> torch.Tensor:
+    """Mean gradient at one place, its clean and corrupted values being ``ends`` for the variant "activations"."""
+    clean, corrupted = embeddings(model, pair)
+    total = torch.zeros(())
+    for step in range(steps):
+        alpha = (step + 0.5) / steps
+        if variant == "inputs" or where is None:
+            found = gradient_at(model, corrupted + alpha * (clean - corrupted), pair, where, kind, None)
+        else:
+            found = gradient_at(model, clean, pair, where, kind, alpha * ends[0] + (1 - alpha) * ends[1])
+        total = total + found / steps
     return total
+
+
+def node_scores(model: Any, pairs: Any, steps: int, *, variant: str = "inputs") -> torch.Tensor:
+    """[T, U]"""
+    layers, _, sizes = places(model)
+    contributions = []
+    for pair in pairs:
+        clean, corrupted = (run(model, x, pair) for x in embeddings(model, pair))
+        gradients = [interpolated_gradient(model, pair, steps, variant, None, "output", (None, None))]
+        for index, layer in enumerate(layers):
+            ends = clean.attention_blocks[index], corrupted.attention_blocks[index]
+            block = layer.post_attention or layer.output
+            gradients += [interpolated_gradient(model, pair, steps, variant, block, "output", ends)] * sizes["heads"]
+            ends = clean.mlp_blocks[index], corrupted.mlp_blocks[index]
+            gradients.append(interpolated_gradient(model, pair, steps, variant, layer.mlp_block, "output", ends))
+        differences = [a - b for a, b in zip(clean.written, corrupted.written, strict=True)]
+        by_source = [(d * g).sum(dim=-1) for d, g in zip(differences, gradients, strict=True)]
+        contributions.append((pair, torch.stack(by_source, dim=-1)))
+    return aligned_sums(contributions, pairs)
+
+
+def neuron_scores(model: Any, pairs: Any, steps: int, *, variant: str = "inputs") -> torch.Tensor:
+    """[T, L, d_ff]"""
+    layers, _, _ = places(model)
+    contributions = []
+    for pair in pairs:
+        clean, corrupted = (run(model, x, pair) for x in embeddings(model, pair))
+        by_layer = []
+        for index, layer in enumerate(layers):
+            ends = clean.neurons[index], corrupted.neurons[index]
+            gradient = interpolated_gradient(model, pair, steps, variant, layer.down, "input", ends)
+            by_layer.append((ends[0] - ends[1]) * gradient)
+        contributions.append((pair, torch.stack(by_layer, dim=1)))
+    return aligned_sums(contributions, pairs)
