@@ -29,8 +29,8 @@ Where the definitions of an edge coincide, and where they do not:
   centre the others, which gives another model with the same outputs and other edges; all of that is off.
 - Parameters' gradients. The reference computes them as well, and nothing reads them; ours does not. That is part
   of the difference in time and memory, not in scores.
-- Nodes and neurons are not compared: the reference multiplies an MLP's output difference by the gradient at its
-  input there (its issue 22). Edges are not affected.
+- Nodes and neurons are not compared: until its pull request 23 the reference multiplied an MLP's output difference
+  by the gradient at its input there (its issue 22). Edges were not affected.
 
 Exit codes: 0 measured (whatever was found), 2 a wrong argument or an unusable reference.
 """
