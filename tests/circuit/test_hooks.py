@@ -131,15 +131,19 @@ def test_frozen_is_undone_after_an_exception(model: Any) -> None:
 def test_recorded_activations_are_what_the_output_maps_read(model: Any) -> None:
     before = state(model)
     layers, _, sizes = oracle.places(model)
-    seen: list[torch.Tensor] = []
+    heads: list[torch.Tensor] = []
+    neurons: list[torch.Tensor] = []
+    own = [(layer.output, "pre_", lambda m, inputs: heads.append(inputs[0])) for layer in layers]
+    own += [(layer.down, "pre_", lambda m, inputs: neurons.append(inputs[0])) for layer in layers]
     with recorded_activations(model) as record:
-        with oracle.hooks([(layer.output, "pre_", lambda m, inputs: seen.append(inputs[0])) for layer in layers]):
+        with oracle.hooks(own):
             model(IDS)
         assert len(record.heads) == len(record.neurons) == len(layers)
-        for found, expected, layer, neurons in zip(record.heads, seen, layers, record.neurons, strict=True):
+        for found, expected in zip(record.heads, heads, strict=True):
             assert found.shape == (*IDS.shape, sizes["heads"], sizes["size"])
             assert torch.equal(found.flatten(-2), expected)
-            assert torch.equal(layer.down(neurons), layer.down(neurons.clone()))
+        for found, expected in zip(record.neurons, neurons, strict=True):
+            assert torch.equal(found, expected)
         first = record.neurons[0].clone()
         model(IDS.flip(0))
         assert len(record.neurons) == len(layers)
