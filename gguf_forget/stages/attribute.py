@@ -59,7 +59,7 @@ def _of(facts: Sequence[Fact], examples: Sequence[Example], split: str) -> list[
 
 
 def pair_facts(
-    facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int, mean_embedding: bool
+    facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int, mean_embedding: bool = True
 ) -> PairedFacts:
     """At most ``pairs`` pairs of each split; :class:`InputError` when a split gives none."""
     examples = encode_facts(facts, tokenize)
