@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -27,6 +27,28 @@ class Progress:
             return None
 
         yield advance
+
+    @contextmanager
+    def counts(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """While open, call the yielded function with how much is done and the total: a task from (0, total) to the end.
+
+        For work that learns its total when it begins, perhaps several times over.
+        """
+        with ExitStack() as open_task:
+            advance: Callable[..., None] = lambda _: None  # noqa: E731
+            before = 0
+
+            def count(done: int, total: int) -> None:
+                nonlocal advance, before
+                if total and not done:
+                    open_task.close()
+                    advance, before = open_task.enter_context(self.task(label, total)), 0
+                advance(done - before)
+                before = done
+                if done == total:
+                    open_task.close()
+
+            yield count
 
 
 class LineProgress(Progress):

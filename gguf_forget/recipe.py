@@ -29,10 +29,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-GRIDS = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
-"""File types whose grid the unlearning can train through."""
+GRIDS = (
+    "Q2_K",
+    "Q3_K_L",
+    "Q3_K_M",
+    "Q3_K_S",
+    "Q4_0",
+    "Q4_1",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q6_K",
+    "Q8_0",
+)
+"""File types whose grid the unlearning can train through: levels evenly spaced."""
 
-EXPORT_TYPES = ("F16", *GRIDS)
+EXPORT_TYPES = ("F16", *GRIDS, "IQ4_NL", "IQ4_XS")
 """File types that can be shipped."""
 
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
@@ -166,6 +181,8 @@ class GatesSection:
     retain_drop: float = setting(0.03, "accuracy lost on kept facts", at_least=0, at_most=1)
     perplexity_ratio: float = setting(1.03, "perplexity, times the original's", above=0)
     ptq_gap: float = setting(0.02, "accuracy that quantizing brings back", at_least=-1, at_most=1)
+    extraction_strength: float = setting(0.05, "how much of a long answer follows by itself", at_least=0, at_most=1)
+    leak: float = setting(0.05, "leak@k, over that of wrong answers", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

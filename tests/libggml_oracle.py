@@ -9,7 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-TYPE_IDS = {"Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14}
+TYPE_IDS = {  # ggml_type
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q2_K": 10,
+    "Q3_K": 11,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
+    "IQ4_NL": 20,
+    "IQ4_XS": 23,
+}
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 
 
@@ -66,7 +79,8 @@ def quantize(type_name: str, weights: np.ndarray, importance: np.ndarray | None 
 def dequantize(type_name: str, blocks: np.ndarray, columns: int) -> np.ndarray:
     """libggml's ``dequantize_row_*`` of uint8 [rows, bytes_per_row], float32 [rows, columns]."""
     blocks = np.ascontiguousarray(blocks)
-    function = getattr(library(), f"dequantize_row_{type_name[:-1].lower()}{type_name[-1]}")
+    suffix = type_name.lower().replace("_k", "_K")
+    function = getattr(library(), f"dequantize_row_{suffix}")
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     weights = np.empty((blocks.shape[0], columns), dtype=np.float32)

@@ -61,6 +61,8 @@ def test_defaults_are_filled_in(folder: Path) -> None:
         "retain_drop": 0.03,
         "perplexity_ratio": 1.03,
         "ptq_gap": 0.02,
+        "extraction_strength": 0.05,
+        "leak": 0.05,
     }
     for name, section in (("attribute", AttributeSection), ("unlearn", UnlearnSection), ("verify", VerifySection)):
         assert resolved[name] == {field.name: field.default for field in dataclasses.fields(section)}
@@ -139,7 +141,8 @@ def test_all_faults_are_reported_together(folder: Path) -> None:
         "(share of the MLP neurons that may be edited)"
     )
     assert faults[6].startswith(
-        "unlearn.grid: found 'q4_k_m' (string), needed one of Q4_0, Q4_K_M, Q5_0, Q6_K, Q8_0; did you mean Q4_K_M?"
+        "unlearn.grid: found 'q4_k_m' (string), needed one of Q2_K, Q3_K_L, Q3_K_M, Q3_K_S, Q4_0, "
+        "Q4_1, Q4_K_M, Q4_K_S, Q5_0, Q5_1, Q5_K_M, Q5_K_S, Q6_K, Q8_0; did you mean Q4_K_M?"
     )
     assert faults[7] == ("unlearn.steps: found 'many' (string), needed a whole number at least 1 (optimizer steps)")
     assert faults[8] == "verify: found true (boolean), needed a section [verify] with keys"

@@ -234,9 +234,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a program in a process of its own; what still runs at the end is killed."""
     processes = []
 
+    # A shell starts what it puts in the background with SIGINT ignored, and Python leaves it so.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
     def start(program: str, *arguments: str | Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, arguments)],
+            [sys.executable, "-c", heard + program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -39,12 +39,14 @@ def build_tiny_gguf(
     feed_forward: int = 512,
     seed: int = 0,
     texts: Sequence[str] = TEXTS,
+    tied: bool = True,
 ) -> Path:
     """Write a random F32 GGUF of the llama architecture to ``path`` and return the path.
 
     It has no knowledge, but everything else of a SmolLM2 file: a byte-level BPE vocabulary (``gpt2`` with
     pre-tokenizer ``smollm``, at most 768 entries, trained on ``texts``), BOS and EOS ids without BOS being
-    added, a chat template, tied embeddings (no ``output.weight``). The same arguments give the same bytes.
+    added, a chat template, tied embeddings (no ``output.weight``, unless told otherwise). The same arguments
+    give the same bytes.
 
     With the defaults every row is a multiple of 256, so every K-quant fits. Digits are split one by one
     before the vocabulary is trained, because transformers reads ``smollm`` without that rule: with no
@@ -106,6 +108,8 @@ def build_tiny_gguf(
         projection(f"blk.{i}.ffn_up.weight", feed_forward, hidden)
         projection(f"blk.{i}.ffn_down.weight", hidden, feed_forward)
     norm("output_norm.weight")
+    if not tied:
+        writer.add_tensor("output.weight", embeddings.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

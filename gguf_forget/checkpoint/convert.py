@@ -7,9 +7,11 @@ project.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -63,19 +65,50 @@ def _fetch(destination: Path) -> None:
         os.replace(unpacked, destination)
 
 
-def convert_directory(directory: Path, out: Path) -> None:
-    """Write ``directory`` (config, tokenizer, safetensors) as an F32 GGUF at ``out``."""
+_OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # safetensors' names to the converter's
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights of a Hugging Face directory, safetensors before pickles."""
+    return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+
+
+def stored_type(directory: Path) -> str:
+    """The converter's name of the widest type among the stored weights, ``f32`` where it cannot be told."""
+    found = set()
+    for file in directory.glob("*.safetensors"):
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                header = json.loads(opened.read(length))
+        except (OSError, ValueError, struct.error, MemoryError) as error:
+            raise InputError(
+                f"{file} is no readable safetensors file", cause=str(error), hint="copy the model again"
+            ) from error
+        found |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    types = {_OUTTYPES.get(kind, "f32") for kind in found}
+    return types.pop() if len(types) == 1 else "f32"
+
+
+def convert_directory(directory: Path, out: Path, *, outtype: str = "f32", llama_cpp: Path | None = None) -> None:
+    """Write ``directory`` (config, tokenizer, safetensors) as a GGUF at ``out``.
+
+    outtype: ``f32``, ``f16`` or ``bf16``. llama_cpp: a checkout of llama.cpp whose converter is to be used; else that
+    of the installed version, fetched once. Raises InputError for a directory that the converter refuses.
+    """
     if not (directory / "config.json").is_file():
         raise InputError(
             f"{directory} has no config.json, needed a Hugging Face model directory",
             hint="give the directory that save_pretrained wrote, or a GGUF file",
         )
-    converter = cache_directory()
+    converter = cache_directory() if llama_cpp is None else llama_cpp
     if not (converter / PROGRAM).is_file():
+        if llama_cpp is not None:
+            raise InputError(f"{llama_cpp} holds no {PROGRAM}, needed a checkout of llama.cpp")
         _fetch(converter)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     command = [sys.executable, str(converter / PROGRAM), str(directory)]
-    command += ["--outtype", "f32", "--outfile", str(partial)]
+    command += ["--outtype", outtype, "--outfile", str(partial)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if result.returncode != 0 or not partial.is_file():

@@ -142,7 +142,7 @@ def score_edges(
     sums = _Sums(torch.zeros(shape, dtype=torch.float64), positions)
     metric_gap = 0.0
     with frozen(model):
-        for runs in both_runs(model, parts, pairs, batch_size):
+        for runs in both_runs(model, parts, pairs, batch_size, variant):
             metric_gap += runs.metric_gap
             for site in sites_of(graph, variant):
                 _score_site(model, parts, graph, site, runs, integration_steps, sums)

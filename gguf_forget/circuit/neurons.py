@@ -110,13 +110,18 @@ class _Scorer:
         """The embedding's score, and those of the layers whose ``differences`` are given, [R, d_ff] each."""
         change = working(batch.clean) - working(batch.corrupted)
         for alpha in midpoints(self.steps):
-            embeddings = between(batch.corrupted, batch.clean, alpha)
-            with _recorded_neurons(self.parts) as record:
-                loss = metric(self.model, embeddings, batch).sum()
-            gradient, *gradients = torch.autograd.grad(loss, [embeddings, *record[: len(differences)]])
-            self.embedding_score += float((change * gradient).double().sum()) / self.steps
-            for layer, (difference, found) in enumerate(zip(differences, gradients, strict=True)):
-                self.sums.add(layer, difference * working(rows(found)) / self.steps, rows)
+            for index, found in enumerate(self._gradients(batch, alpha, len(differences))):
+                if index == 0:
+                    self.embedding_score += float((change * found).double().sum()) / self.steps
+                else:
+                    self.sums.add(index - 1, differences[index - 1] * working(rows(found)) / self.steps, rows)
+
+    def _gradients(self, batch: PairBatch, alpha: float, layers: int) -> tuple[torch.Tensor, ...]:
+        """At the input embeddings [P, T, d_model], and at the neurons of the first ``layers`` layers [P, T, d_ff]."""
+        embeddings = between(batch.corrupted, batch.clean, alpha)
+        with _recorded_neurons(self.parts) as record:
+            loss = metric(self.model, embeddings, batch).sum()
+        return torch.autograd.grad(loss, [embeddings, *record[:layers]])
 
     def _between_activations(
         self, batch: PairBatch, rows: Rows, layer: int, corrupted: torch.Tensor, clean: torch.Tensor

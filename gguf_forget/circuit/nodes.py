@@ -145,7 +145,7 @@ def score_nodes(
     sums = RowSums((len(graph.sources),), longest, per_position=per_position)
     metric_gap = 0.0
     with frozen(model):
-        for runs in both_runs(model, parts, pairs, batch_size):
+        for runs in both_runs(model, parts, pairs, batch_size, variant):
             metric_gap += runs.metric_gap
             for site in sites_of(graph, variant):
                 gradients = _mean_gradients(model, parts, site, runs, integration_steps)

@@ -19,7 +19,7 @@ from gguf_forget.checkpoint.components import Components
 from gguf_forget.circuit.graph import Graph
 from gguf_forget.circuit.hooks import Hook, hooked
 from gguf_forget.circuit.inputs import PairBatch, metric, pair_batches
-from gguf_forget.circuit.interpolation import Rows, rows_of, working
+from gguf_forget.circuit.interpolation import Rows, Variant, rows_of, working
 from gguf_forget.facts.corruption import Pair
 
 
@@ -96,13 +96,22 @@ class BothRuns:
         return float((self.clean.metric - self.corrupted.metric).double().sum())
 
 
-def both_runs(model: Any, parts: Components, pairs: Sequence[Pair], batch_size: int) -> Iterator[BothRuns]:
+def both_runs(
+    model: Any, parts: Components, pairs: Sequence[Pair], batch_size: int, variant: Variant
+) -> Iterator[BothRuns]:
+    """Batch by batch. What the variant's sites do not need is let go before gradients need the memory."""
     longest = max(len(pair.clean) for pair in pairs)
     for batch in pair_batches(model, pairs, batch_size):
         rows = rows_of(batch, longest)
         clean = run_outputs(model, parts, batch.clean, batch)
         corrupted = run_outputs(model, parts, batch.corrupted, batch)
-        yield BothRuns(batch, rows, clean, corrupted, differences(clean, corrupted, rows))
+        found = differences(clean, corrupted, rows)
+        for run in (clean, corrupted):
+            run.heads.clear()
+            if variant == "inputs":
+                run.attentions.clear()
+                run.mlps.clear()
+        yield BothRuns(batch, rows, clean, corrupted, found)
 
 
 def written(parts: Components, graph: Graph, found: Differences, sources: range, chunk: slice) -> torch.Tensor:

@@ -20,7 +20,6 @@ STAGE_HELP = {
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
-    "verify": "Ask every file, original and unlearned, through llama.cpp.",
     "report": "Apply the gates, print the table and verdict, write report.json and the model card.",
 }
 

@@ -7,9 +7,7 @@ after, and the difference to the stock file is exactly the list of moved codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,28 +15,11 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import EvaluationError, UnsupportedError
 from gguf_forget.export.derived_file import Value, write_derived
 from gguf_forget.export.edit import NeuronEdit
+from gguf_forget.export.outcome import TensorOutcome
 from gguf_forget.grids import CODECS, codec_for
 from gguf_forget.rounding import round_edit, update_to_step
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class TensorOutcome:
-    """What became of one tensor's edit in one file; counts of weights, steps in units of the file's own grid."""
-
-    tensor: str
-    type: str
-    edited: int  # weights whose edit is not zero
-    asked: int  # edits of at least half a step: these must land
-    landed: int
-    saturated: int
-    moved: int
-    moved_by_compensation: int
-    median_steps: float | None  # median |edit| / step, None for floating-point types
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _float_tensor(file: GgufFile, edit: NeuronEdit, original: np.ndarray) -> tuple[np.ndarray, TensorOutcome]:
@@ -63,7 +44,7 @@ def _quantized_tensor(file: GgufFile, edit: NeuronEdit, hessian: np.ndarray | No
     levels = codec.decode(blocks)
     delta, allowed = edit.dense(*levels.codes.shape)
     rounded = round_edit(levels, delta, hessian=hessian, free=allowed)
-    steps = update_to_step(delta, levels.scale_per_weight())
+    steps = update_to_step(delta, levels.step_towards(delta))
     outcome = TensorOutcome(
         edit.tensor,
         codec.name,

@@ -4,8 +4,9 @@ Shapes, used through the whole package:
     rows      rows of the tensor as GGUF stores it (one row = one output unit)
     columns   weights in a row, a multiple of ``block_size``
     blocks    rows * columns // block_size
-A *sub-block* is the run of weights that share one scale and one offset. Inside it the grid is affine:
-``weight = scale * code + offset`` with an integer code in ``[lowest, highest]``.
+A *sub-block* is the run of weights that share one scale and one offset, and with them one grid of levels. A code is
+an integer in ``[lowest, highest]``. Most grids are affine in it, ``weight = scale * code + offset``; the code-book
+types have a table of levels instead, ``weight = scale * table[code - lowest]``, increasing but not evenly spaced.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
 
+PAIR_SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]  # [g, 1]: the four bit pairs of a byte
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -30,7 +33,8 @@ class Levels:
 
     codes: int16 [rows, columns]; scale, offset: float32 [rows, columns // sub_block].
     ``zero_code`` is the code of weight 0 in the types that store no offset (``offset = -zero_code * scale``)
-    and None where each sub-block stores its own offset.
+    and None where each sub-block stores its own offset. ``table``: float32 [highest - lowest + 1], the levels in
+    units of the scale, strictly increasing; None where the grid is affine (then code c has level c).
     """
 
     codes: Codes
@@ -40,6 +44,7 @@ class Levels:
     lowest: int
     highest: int
     zero_code: int | None = None
+    table: Floats | None = None
 
     def values(self) -> Floats:
         """The weights, float32 [rows, columns], bit-equal to libggml's ``dequantize_row_*``."""
@@ -48,18 +53,47 @@ class Levels:
         # inf * 0 is NaN here as it is in libggml.
         with np.errstate(invalid="ignore"):
             if self.zero_code is None:
-                weights = grouped.astype(np.float32)
+                weights = self.level(grouped)
                 weights *= self.scale[:, :, None]
                 weights += self.offset[:, :, None]
             else:
                 # Centring the code first keeps libggml's sign of zero (-0.0 under a negative scale).
-                weights = (grouped - np.int16(self.zero_code)).astype(np.float32)
+                weights = self.level(grouped - np.int16(self.zero_code))
                 weights *= self.scale[:, :, None]
         return weights.reshape(rows, columns)
 
+    def level(self, codes: npt.NDArray[Any]) -> Floats:
+        """The levels of ``codes`` in units of the scale, before the offset; float32, any shape."""
+        if self.table is None:
+            return codes.astype(np.float32)
+        return self.table[codes - self.lowest]
+
     def scale_per_weight(self) -> Floats:
-        """The signed distance between neighbouring levels at every weight, float32 [rows, columns]."""
+        """The signed scale at every weight, float32 [rows, columns].
+
+        Its sign says whether a larger code is a larger weight. On an affine grid it is the distance between
+        neighbouring levels.
+        """
         return np.repeat(self.scale, self.sub_block, axis=1)
+
+    def step_towards(self, direction: npt.NDArray[Any]) -> Floats:
+        """How far the next level is from the present one in the given direction; float32 [rows, columns], not negative.
+
+        direction: [rows, columns], of which the sign counts, in weight units (0: the step upwards in code). Past
+        either end of the range the last step counts on; 0 where the scale is 0.
+        """
+        scale = self.scale_per_weight()
+        return self.gap(self.codes, np.sign(direction) * np.sign(scale) < 0) * np.abs(scale)
+
+    def gap(self, codes: npt.NDArray[Any], downwards: npt.NDArray[np.bool_]) -> Floats:
+        """The distance from the levels of ``codes`` to the next, in units of the scale; float32, any shape.
+
+        ``downwards``, of the same shape: towards the lower code. Past either end of the range the last gap counts on.
+        """
+        if self.table is None:
+            return np.ones(codes.shape, dtype=np.float32)
+        gaps = np.diff(self.table)  # [levels - 1], gap i between levels i and i + 1
+        return gaps[np.clip(codes - self.lowest - downwards, 0, len(gaps) - 1)]
 
 
 @dataclass(frozen=True)
@@ -80,6 +114,7 @@ class Codec:
     zero_code: int | None
     unpack: Callable[[Bytes], tuple[Codes, Floats, Floats]] = field(repr=False)
     pack: Callable[[Bytes, Codes], None] = field(repr=False)
+    table: Floats | None = field(default=None, repr=False)
 
     def decode(self, blocks: Bytes) -> Levels:
         """Decode uint8 [rows, bytes_per_row]. Raises InputError for another dtype or a torn block."""
@@ -95,6 +130,7 @@ class Codec:
             lowest=self.lowest,
             highest=self.highest,
             zero_code=self.zero_code,
+            table=self.table,
         )
 
     def with_codes(self, blocks: Bytes, codes: npt.NDArray[Any]) -> Bytes:

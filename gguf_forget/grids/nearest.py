@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
-from gguf_forget.grids.layout import Codes, Levels
+from gguf_forget.grids.layout import Codes, Floats, Levels
 
 
 def nearest_codes(levels: Levels, weights: npt.NDArray[Any]) -> Codes:
     """For every weight the code of the nearest level of its own sub-block, int16 [rows, columns].
 
-    weights: float [rows, columns]. Code c is taken if and only if ``(weight - offset) / scale`` lies in
-    [c - 1/2, c + 1/2], without bound at the two end codes; a tie goes to the even code. Where the scale is 0
+    weights: float [rows, columns]. Code c is taken if and only if ``(weight - offset) / scale`` is nearer to the
+    level of c than to those of c - 1 and c + 1, without bound at the two end codes. A tie goes to the even code, in
+    a table of levels to the lower one. Where the scale is 0
     (or not finite) all levels coincide and the code that is there stays.
     Raises InputError for a shape that does not fit or for weights that are not finite.
     """
@@ -31,7 +32,16 @@ def nearest_codes(levels: Levels, weights: npt.NDArray[Any]) -> Codes:
     place = weights.astype(np.float64).reshape(rows, -1, levels.sub_block)
     place -= np.where(usable, levels.offset, 0)[:, :, None]
     place /= step
-    np.rint(place, out=place)
-    np.clip(place, levels.lowest, levels.highest, out=place)
+    place = nearest_level(place, levels.lowest, levels.highest, levels.table)
     present = levels.codes.reshape(place.shape)
     return np.where(usable[:, :, None], place.astype(np.int16), present).reshape(rows, columns)
+
+
+def nearest_level(
+    place: npt.NDArray[np.float64], lowest: int, highest: int, table: Floats | None
+) -> npt.NDArray[np.float64]:
+    """The codes (whole numbers as float64) whose levels are nearest to ``place``, in units of the scale, any shape."""
+    if table is None:
+        return np.clip(np.rint(place), lowest, highest)
+    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
+    return np.searchsorted(middles, place).astype(np.float64) + lowest

@@ -1,15 +1,12 @@
 """Q4_K: 256 weights in 144 bytes, ``weight = d * sc * code - dmin * m``, codes 0…15.
 
 Source: ggml's ``block_q4_K``. Eight sub-blocks of 32 weights; sub-block s has a 6-bit scale sc[s] and a
-6-bit minimum m[s].
+6-bit minimum m[s], packed as :mod:`gguf_forget.grids.six_bit_scales` draws them.
 
     byte   0     1   2     3   4          15   16              …              143
          ┌─────────┬─────────┬───────────────┬───────────────────────────────────┐
          │ d  f16  │ dmin f16│ scales[12]    │ qs[128]                           │
          └─────────┴─────────┴───────────────┴───────────────────────────────────┘
-    scales[j]       (j = 0…3)   bits 5…0: sc[j]               bits 7…6: bits 5…4 of sc[j + 4]
-    scales[j + 4]               bits 5…0: m[j]                bits 7…6: bits 5…4 of m[j + 4]
-    scales[j + 8]               bits 3…0: low bits of sc[j+4] bits 7…4: low bits of m[j + 4]
     qs[32 g + l]    (g = 0…3)   bits 3…0: weight 64 g + l     bits 7…4: weight 64 g + 32 + l      (l = 0…31)
 """
 
@@ -18,12 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.six_bit_scales import unpack_scales
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]  # [blocks, 4] each
-    multiplier = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)  # sc [blocks, 8]
-    minimum = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)  # m [blocks, 8]
+    multiplier, minimum = unpack_scales(blocks[:, 4:16])  # [blocks, 8] each
     nibbles = blocks[:, 16:].reshape(-1, 4, 32)  # [blocks, g, l]
     codes = np.stack([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, g, half, l]
     # float16 times six bits, times four bits: exact in float32, so only the subtraction rounds, once.

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
-
-_SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]  # [g, 1]
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
     nibbles = blocks[:, :128].reshape(-1, 2, 64)  # [blocks, h, 32 (g % 2) + l]
     low = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, h, 32 g + l]
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _SHIFTS & 3  # [blocks, h, g, l]
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> PAIR_SHIFTS & 3  # [blocks, h, g, l]
     codes = low | high.reshape(-1, 2, 128) << 4
     scale = read_float16(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
     return codes.reshape(-1, 256).astype(np.int16), scale, np.float32(-32) * scale
@@ -34,7 +32,7 @@ def _pack(blocks: Bytes, codes: Codes) -> None:
     sixes = codes.astype(np.uint8).reshape(-1, 2, 128)  # [blocks, h, 32 g + l]
     low = sixes & 0x0F
     blocks[:, :128] = (low[:, :, :64] | low[:, :, 64:] << 4).reshape(-1, 128)
-    high = (sixes >> 4).reshape(-1, 2, 4, 32) << _SHIFTS  # [blocks, h, g, l], four disjoint bit pairs
+    high = (sixes >> 4).reshape(-1, 2, 4, 32) << PAIR_SHIFTS  # [blocks, h, g, l], four disjoint bit pairs
     blocks[:, 128:192] = np.bitwise_or.reduce(high, axis=2).reshape(-1, 64)
 
 

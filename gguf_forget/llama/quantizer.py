@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..errors import InputError, LlamaError, UnsupportedError
 from .library import Log, captured_log, load
+from .options import QuantizeOptions
 
 # llama_ftype values (llama.h)
 FILE_TYPES: dict[str, int] = {
@@ -38,7 +39,23 @@ FILE_TYPES: dict[str, int] = {
     "Q5_K_S": 16,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "Q2_K_S": 21,
+    "IQ3_XS": 22,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ3_M": 27,
+    "IQ2_S": 28,
+    "IQ2_M": 29,
+    "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "MXFP4_MOE": 38,
 }
 
 # "[  3/272] blk.0.ffn_up.weight - [ 576, 1536, 1, 1], type = f32, size =  3.38 MiB ->  0.58 MiB (q5_0)"
@@ -62,7 +79,25 @@ class _Tensor:
         return math.prod(self.shape) // weights * size
 
 
-def plan(source: Path, file_type: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class FilePlan:
+    """What a quantization would write: the type of every tensor (gguf's name, such as ``Q6_K``), and bytes in all."""
+
+    types: dict[str, str]
+    bytes: int
+
+
+DEFAULT = QuantizeOptions()
+
+
+def plan_file(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) -> FilePlan:
+    """As :func:`plan`, with the size of the file (to the padding of header and tensors)."""
+    _check_source(source, file_type)
+    tensors = _dry_run(source, file_type, options)
+    return FilePlan({name: tensor.target for name, tensor in tensors.items()}, _size(source, tensors))
+
+
+def plan(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) -> dict[str, str]:
     """Tensor name → the type (gguf's name, such as ``Q6_K``) that llama.cpp would give it in ``file_type``.
 
     No weight is read. Tensors that are never quantized keep the type they have.
@@ -72,12 +107,17 @@ def plan(source: Path, file_type: str) -> dict[str, str]:
         UnsupportedError: an architecture that this llama.cpp does not know.
         LlamaError: llama.cpp is missing, or its dry run cannot be understood.
     """
-    _check_source(source, file_type)
-    return {name: tensor.target for name, tensor in _dry_run(source, file_type).items()}
+    return plan_file(source, file_type, options).types
 
 
 def quantize(
-    source: Path, destination: Path, file_type: str, *, threads: int = 0, allow_requantize: bool = False
+    source: Path,
+    destination: Path,
+    file_type: str,
+    *,
+    threads: int = 0,
+    allow_requantize: bool = False,
+    options: QuantizeOptions = DEFAULT,
 ) -> None:
     """Write ``source`` as ``file_type`` to ``destination``, which appears whole or not at all.
 
@@ -98,10 +138,18 @@ def quantize(
     _check_destination(source, destination)
     if threads < 0:
         raise InputError(f"threads is {threads}, needed: 0 (all) or more")
-    tensors = _dry_run(source, file_type)
+    tensors = _dry_run(source, file_type, options)
     _check_space(source, destination, tensors)
     with _beside(destination) as partial:
-        code, log = _run(source, partial, file_type, dry_run=False, threads=threads, allow_requantize=allow_requantize)
+        code, log = _run(
+            source,
+            partial,
+            file_type,
+            dry_run=False,
+            threads=threads,
+            allow_requantize=allow_requantize,
+            options=options,
+        )
         reason = log.reason()
         if code != 0:
             raise LlamaError(
@@ -132,10 +180,15 @@ def _check_destination(source: Path, destination: Path) -> None:
         raise InputError(f"{destination} is the source itself", hint="give another name for the result")
 
 
-def _check_space(source: Path, destination: Path, tensors: dict[str, _Tensor]) -> None:
+def _size(source: Path, tensors: dict[str, _Tensor]) -> int:
+    """Bytes of the file that ``source`` becomes."""
     # The header (vocabulary, chat template) is copied; its size is what the source has beyond its tensors.
     header = max(0, source.stat().st_size - sum(t.size(t.source) for t in tensors.values()))
-    needed = header + sum(t.size(t.target) for t in tensors.values())
+    return header + sum(t.size(t.target) for t in tensors.values())
+
+
+def _check_space(source: Path, destination: Path, tensors: dict[str, _Tensor]) -> None:
+    needed = _size(source, tensors)
     free = shutil.disk_usage(destination.parent).free
     if needed > free:
         raise InputError(
@@ -161,6 +214,8 @@ def _check_result(partial: Path, destination: Path, file_type: str, tensors: dic
 
 
 def _failure_hint(reason: str | None, destination: Path) -> str | None:
+    if reason and "imatrix" in reason:
+        return "this type needs an importance matrix (--imatrix), or choose a larger one"
     if reason and "requantizing" in reason:
         return "start from an F32, F16 or BF16 file, or allow requantizing"
     if reason and ("iostream" in reason or "write" in reason):
@@ -169,11 +224,11 @@ def _failure_hint(reason: str | None, destination: Path) -> str | None:
     return None
 
 
-def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
+def _dry_run(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) -> dict[str, _Tensor]:
     """What llama.cpp would do with every tensor of ``source``, from the log of its dry run."""
     from gguf import GGMLQuantizationType
 
-    code, log = _run(source, source, file_type, dry_run=True, threads=0, allow_requantize=True)
+    code, log = _run(source, source, file_type, dry_run=True, threads=0, allow_requantize=True, options=options)
     if code != 0:
         reason = log.reason()
         if reason and "unknown model architecture" in reason:
@@ -203,7 +258,14 @@ def _dry_run(source: Path, file_type: str) -> dict[str, _Tensor]:
 
 
 def _run(
-    source: Path, destination: Path, file_type: str, *, dry_run: bool, threads: int, allow_requantize: bool
+    source: Path,
+    destination: Path,
+    file_type: str,
+    *,
+    dry_run: bool,
+    threads: int,
+    allow_requantize: bool,
+    options: QuantizeOptions,
 ) -> tuple[int, Log]:
     """One call of ``llama_model_quantize``: its return code (0 is success) and its log."""
     library = load()
@@ -212,8 +274,10 @@ def _run(
     parameters.nthread = threads
     parameters.allow_requantize = allow_requantize
     parameters.dry_run = dry_run
+    kept = options.apply(parameters, library)
     with captured_log() as log:
         code = library.llama_model_quantize(os.fsencode(source), os.fsencode(destination), parameters)
+    del kept  # llama.cpp is done with the arrays that the parameters point to
     return int(code), log
 
 

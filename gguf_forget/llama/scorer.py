@@ -1,32 +1,48 @@
-"""Log-probabilities and greedy text from a GGUF, computed by llama.cpp.
+"""Log-probabilities and text from a GGUF, computed by llama.cpp in this process.
 
-Everything is one question asked of a prefix tree (:mod:`gguf_forget.prefix_tree`): the tokens to decode are its nodes,
-shared by all the sequences that begin alike, and the logits of a node answer for every token that may follow
-it. A prompt is computed once for all its continuations, the last token of a continuation never, and a
-continuation of a single token costs nothing beyond its prompt.
+The same calls give the same bits, whatever was asked before. A score may still depend on what shares its batch:
+llama.cpp picks kernels by batch size. With float weights that is about 1e-5 nats; a quantized file rounds the
+activations too, and a flipped rounding moved single, improbable tokens of SmolLM2-135M by up to half a nat (0.005 on
+average).
 
-The same calls give the same bits. A score may still depend on what shares its batch: llama.cpp picks kernels
-by batch size. With float weights that is about 1e-5 nats; a quantized file rounds the activations too, and a
-flipped rounding moved single, improbable tokens of SmolLM2-135M by up to half a nat (0.005 on average).
-
-Shapes:
-    N: nodes of a wave
-    V: vocabulary size
+llama.cpp ends the whole process where it meets what it did not expect; :class:`.child.IsolatedScorer` has the same
+methods and survives that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EvaluationError, InputError
-from ..prefix_tree import Wave, plan_waves
+from ..errors import InputError
+from .chat import render_chat
+from .generation import Choose, generate, greedy, sampler
+from .logits import is_best, log_probability, top
+from .requests import Progress, check_tokens
 from .session import Session
+from .waves import Reduce, score
+
+
+class TopLogProbabilities(NamedTuple):
+    """What the model expected at each of the n - 1 positions of a sequence that something follows.
+
+    Attributes:
+        tokens: ids of the k most probable next tokens, best first, ties to the lowest id; int64 [n - 1, k].
+        log_probabilities: theirs, natural; float64 [n - 1, k].
+        mean: of log p(token) where the token is drawn from p, in nats; [n - 1].
+        variance: of the same, in nats²; [n - 1].
+    """
+
+    tokens: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
 
 
 class Scorer:
@@ -35,17 +51,21 @@ class Scorer:
     Args:
         model: path of a GGUF (the first file of a split one).
         threads: CPU threads; None takes the CPUs this process may use.
-        cells: key-value cells, the longest sequence that can be scored; memory grows with it.
-        batch: tokens a forward pass; at most ``batch`` x V logits (float32) are held at a time.
+        cells: most key-value cells, and so the longest sequence that can be scored. No more are allocated than the
+            work at hand needs.
+        batch: tokens a forward pass; at most ``batch`` x vocabulary logits (float32) are held at a time. llama.cpp
+            attends over 256 cells at least, so on a CPU 256 is fastest; a GPU wants more.
         max_sequences: sequences in the cache at a time, 1 … 256.
-        gpu_layers: layers given to a GPU, where llama.cpp was built for one.
+        gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
+        tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
         exact_attention: keep keys and values in float32 and use no flash attention, so that rounding in
             the cache, which is no part of the file, does not blur the scores. False takes llama.cpp's
             defaults (float16 cache, flash attention where it chooses it): faster on long texts.
+        progress: hears how many sequences of a call are done, and of how many: first (0, total), last (total, total).
 
     Raises:
         InputError: no such file, or a number out of range.
-        LlamaError: llama.cpp is missing, or cannot load the file or allocate the context.
+        LlamaError: llama.cpp is missing, or cannot load the file.
         UnsupportedError: an encoder-decoder, recurrent or hybrid model.
     """
 
@@ -55,10 +75,12 @@ class Scorer:
         *,
         threads: int | None = None,
         cells: int = 4096,
-        batch: int = 512,
-        max_sequences: int = 128,
+        batch: int = 256,
+        max_sequences: int = 256,
         gpu_layers: int = 0,
+        tensor_split: Sequence[float] = (),
         exact_attention: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self._session = Session(
             model,
@@ -67,8 +89,10 @@ class Scorer:
             batch=batch,
             max_sequences=max_sequences,
             gpu_layers=gpu_layers,
+            tensor_split=tensor_split,
             exact_attention=exact_attention,
         )
+        self._progress = progress
 
     def close(self) -> None:
         """Free llama.cpp's memory; closing twice is allowed."""
@@ -85,24 +109,43 @@ class Scorer:
     @property
     def vocabulary_size(self) -> int:
         """V."""
-        return self._session.vocabulary_size
+        return self._session.vocabulary.size
 
     @cached_property
     def end_of_generation(self) -> frozenset[int]:
         """The ids of all tokens that end a generation."""
-        return self._session.end_of_generation()
+        return self._session.vocabulary.end_of_generation()
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of ``text``. With ``add_special``, BOS and EOS are added as the model's metadata says.
 
         Special tokens written in the text count as such, as in Hugging Face tokenizers.
         """
-        return self._session.tokenize(text, add_special=add_special)
+        return self._session.vocabulary.tokenize(text, add_special=add_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
-        self._check("tokens", tokens, limit=None, least=0)
-        return self._session.detokenize(np.array(tokens, dtype=np.int32))
+        check_tokens(self._session, "tokens", tokens, limit=None, least=0)
+        return self._session.vocabulary.detokenize(np.array(tokens, dtype=np.int32))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation in the model's own chat template, for :meth:`tokenize`.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            add_generation_prompt: end where the model's answer begins.
+
+        A BOS or EOS that :meth:`tokenize` will add is left out here. A template that writes the date always gets
+        26 July 2024.
+
+        Raises:
+            UnsupportedError: the file holds no chat template.
+            InputError: the template refuses the messages or is malformed.
+        """
+        source = str(self._session.path)
+        return render_chat(
+            self._session.vocabulary, messages, add_generation_prompt=add_generation_prompt, source=source
+        )
 
     def continuation_log_probabilities(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
@@ -114,21 +157,20 @@ class Scorer:
                 a continuation that does not fit in ``cells``.
             EvaluationError: llama.cpp failed, or a log-probability is not finite.
         """
-        if len(prompts) != len(continuations):
-            raise InputError(f"{len(prompts)} prompts, but continuations for {len(continuations)}")
-        sequences: list[list[int]] = []
-        starts: list[int] = []
-        names: list[tuple[int, int]] = []
-        for i, (prompt, candidates) in enumerate(zip(prompts, continuations, strict=True)):
-            self._check(f"prompt {i}", prompt, limit=self._session.cells)
-            for j, candidate in enumerate(candidates):
-                room = self._session.cells - len(prompt) + 1
-                self._check(f"prompt {i}, continuation {j}", candidate, limit=room)
-                sequences.append([*map(int, prompt), *map(int, candidate)])
-                starts.append(len(prompt))
-                names.append((i, j))
-        scores = iter(self._score(sequences, starts, lambda k: "prompt {}, continuation {}".format(*names[k])))
-        return [[next(scores) for _ in candidates] for candidates in continuations]
+        return self._continuations(prompts, continuations, log_probability)
+
+    def continuation_argmax(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[NDArray[np.bool_]]]:
+        """Whether each token of continuation ``j`` after prompt ``i`` is the most probable one, at ``[i][j]``.
+
+        Teacher-forced: each token is judged after the right ones before it. Ties go to the lowest id.
+
+        Raises:
+            InputError, EvaluationError: as :meth:`continuation_log_probabilities`.
+        """
+        values = self._continuations(prompts, continuations, is_best)
+        return [[part == 1.0 for part in parts] for parts in values]
 
     def sequence_log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
         """Natural-log probabilities of tokens 1 … n-1 of each sequence, each given all before it; [n - 1].
@@ -137,15 +179,23 @@ class Scorer:
             InputError: an empty sequence, one longer than ``cells`` + 1, or a token outside the vocabulary.
             EvaluationError: llama.cpp failed, or a log-probability is not finite.
         """
-        for i, sequence in enumerate(sequences):
-            self._check(f"sequence {i}", sequence, limit=self._session.cells + 1)
-        tokens = [[*map(int, sequence)] for sequence in sequences]
-        longer = [i for i, sequence in enumerate(tokens) if len(sequence) > 1]
-        scores = self._score([tokens[i] for i in longer], [1] * len(longer), lambda k: f"sequence {longer[k]}")
-        result = [np.empty(0, dtype=np.float64) for _ in tokens]
-        for i, score in zip(longer, scores, strict=True):
-            result[i] = score
-        return result
+        return self._sequences(sequences, log_probability, ())
+
+    def top_log_probabilities(self, sequences: Sequence[Sequence[int]], *, k: int) -> list[TopLogProbabilities]:
+        """For each sequence, the ``k`` most probable tokens at each position, and how log p spreads there.
+
+        Raises:
+            InputError: ``k`` is below 1 or above the vocabulary's size; else as
+                :meth:`sequence_log_probabilities`.
+            EvaluationError: llama.cpp failed, or a value is not finite.
+        """
+        if not 1 <= k <= self.vocabulary_size:
+            raise InputError(f"k is {k}, needed: 1 to {self.vocabulary_size}")
+        values = self._sequences(sequences, lambda logits, row, _: top(logits, row, k), (2 * k + 2,))
+        return [
+            TopLogProbabilities(lines[:, :k].astype(np.int64), lines[:, k : 2 * k], lines[:, -2], lines[:, -1])
+            for lines in values
+        ]
 
     def generate_greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
         """The most probable next token, again and again; ties go to the lowest id.
@@ -158,147 +208,104 @@ class Scorer:
                 prompt that with its new tokens does not fit in ``cells``.
             EvaluationError: llama.cpp failed, or the logits are not finite.
         """
+        return self._generate(prompts, 1, greedy, max_new_tokens)
+
+    def generate_sampled(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        samples: int,
+        temperature: float = 1.0,
+        seed: int,
+    ) -> list[list[list[int]]]:
+        """``samples`` continuations of each prompt, drawn token by token from softmax(logits / temperature).
+
+        Nothing is cut off (no top-k, no top-p). Sample ``j`` of prompt ``i`` depends on the seed, ``i``, ``j`` and
+        the model; not on how many others are drawn. Ends as in :meth:`generate_greedy`.
+
+        Returns:
+            Token ids at ``[prompt][sample]``.
+
+        Raises:
+            InputError: ``samples`` below 1, a temperature that is not a positive number, a negative seed; else as
+                :meth:`generate_greedy`.
+            EvaluationError: llama.cpp failed, or the logits are not finite.
+        """
+        if samples < 1:
+            raise InputError(f"samples is {samples}, needed: at least 1")
+        if not 0 < temperature < np.inf:
+            raise InputError(f"temperature is {temperature}, needed: a number above 0", hint="0 is generate_greedy")
+        if seed < 0:
+            raise InputError(f"seed is {seed}, needed: 0 or more")
+        choose = sampler(len(prompts) * samples, samples, temperature, seed)
+        texts = self._generate(prompts, samples, choose, max_new_tokens)
+        return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+    def _continuations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[Sequence[int]]],
+        reduce: Reduce,
+    ) -> list[list[NDArray[np.float64]]]:
+        if len(prompts) != len(continuations):
+            raise InputError(f"{len(prompts)} prompts, but continuations for {len(continuations)}")
+        check, cells = partial(check_tokens, self._session), self._session.cells
+        sequences: list[list[int]] = []
+        starts: list[int] = []
+        names: list[tuple[int, int]] = []
+        for i, (prompt, candidates) in enumerate(zip(prompts, continuations, strict=True)):
+            check(f"prompt {i}", prompt, limit=cells)
+            for j, candidate in enumerate(candidates):
+                check(f"prompt {i}, continuation {j}", candidate, limit=cells - len(prompt) + 1)
+                sequences.append([*map(int, prompt), *map(int, candidate)])
+                starts.append(len(prompt))
+                names.append((i, j))
+        values = score(
+            self._session,
+            sequences,
+            starts,
+            reduce,
+            name=lambda index: "prompt {}, continuation {}".format(*names[index]),
+            progress=self._progress,
+        )
+        flat = iter(values)
+        return [[next(flat) for _ in candidates] for candidates in continuations]
+
+    def _sequences(
+        self, sequences: Sequence[Sequence[int]], reduce: Reduce, width: tuple[int, ...]
+    ) -> list[NDArray[np.float64]]:
+        for i, sequence in enumerate(sequences):
+            check_tokens(self._session, f"sequence {i}", sequence, limit=self._session.cells + 1)
+        tokens = [[*map(int, sequence)] for sequence in sequences]
+        longer = [i for i, sequence in enumerate(tokens) if len(sequence) > 1]
+        values = score(
+            self._session,
+            [tokens[i] for i in longer],
+            [1] * len(longer),
+            reduce,
+            name=lambda index: f"sequence {longer[index]}",
+            progress=self._progress,
+        )
+        result = [np.empty((0, *width)) for _ in tokens]
+        for i, value in zip(longer, values, strict=True):
+            result[i] = value
+        return result
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], samples: int, choose: Choose, max_new_tokens: int
+    ) -> list[list[int]]:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}, needed: at least 1")
-        reserve = max_new_tokens - 1  # the last token generated is never decoded
         for i, prompt in enumerate(prompts):
-            self._check(f"prompt {i}", prompt, limit=self._session.cells - reserve)
-        result: list[list[int]] = [[] for _ in prompts]
-        for wave in plan_waves(
-            prompts,
-            cells=self._session.cells,
-            max_sequences=self._session.max_sequences,
-            reserve=reserve,
-            own_sequence=True,
-        ):
-            self._generate_wave(wave, result, max_new_tokens)
-        return result
-
-    def _generate_wave(self, wave: Wave, result: list[list[int]], max_new_tokens: int) -> None:
-        last = np.array([path[-1] for path in wave.paths])
-        best = np.empty(len(wave.tokens), dtype=np.int64)  # [N], filled at the prompts' last tokens
-
-        def keep(nodes: NDArray[np.intp], logits: NDArray[np.float32]) -> None:
-            finite = np.isfinite(logits).all(axis=1)
-            for node in nodes[~finite]:
-                self._not_finite(f"prompt {wave.requests[int(np.argmax(last == node))]}")
-            best[nodes] = logits.argmax(axis=1)
-
-        self._decode_wave(wave, last, keep)
-        active = np.arange(len(wave.requests))
-        chosen = best[last]
-        while True:
-            going = ~np.isin(chosen, list(self.end_of_generation))
-            active, chosen = active[going], chosen[going]
-            for member, token in zip(active, chosen, strict=True):
-                result[wave.requests[member]].append(int(token))
-            if not len(active) or len(result[wave.requests[active[0]]]) == max_new_tokens:
-                return
-            members = [(wave.sequences[m], len(wave.paths[m]) + len(result[wave.requests[m]]) - 1) for m in active]
-            sequence, position = np.array(members, dtype=np.int32).T
-            ones = np.ones(len(active), dtype=np.int32)
-            logits = self._session.decode(chosen.astype(np.int32), position, sequence, ones, ones == 1)
-            finite = np.isfinite(logits).all(axis=1)
-            if not finite.all():
-                self._not_finite(f"prompt {wave.requests[active[int(np.argmin(finite))]]}")
-            chosen = logits.argmax(axis=1)
-
-    def _score(
-        self, sequences: list[list[int]], starts: list[int], name: Callable[[int], str]
-    ) -> list[NDArray[np.float64]]:
-        """Log-probabilities of ``sequence[start:]`` for each sequence; all longer than their start >= 1."""
-        result: list[NDArray[np.float64]] = [np.empty(0)] * len(sequences)
-        waves = plan_waves(
-            [sequence[:-1] for sequence in sequences],
-            cells=self._session.cells,
-            max_sequences=self._session.max_sequences,
-            comfortable=self._session.batch,
+            limit = self._session.cells - max_new_tokens + 1  # the last token is never decoded
+            check_tokens(self._session, f"prompt {i}", prompt, limit=limit)
+        return generate(
+            self._session,
+            [[*map(int, prompt)] for prompt in prompts for _ in range(samples)],
+            choose,
+            max_new_tokens=max_new_tokens,
+            end=self.end_of_generation,
+            name=lambda index: f"prompt {index // samples}",
+            progress=self._progress,
         )
-        for wave in waves:
-            parts = [path[starts[i] - 1 :] for i, path in zip(wave.requests, wave.paths, strict=True)]
-            node = np.concatenate(parts)  # one entry for every token scored in this wave
-            target = np.concatenate([np.array(sequences[i][starts[i] :], np.int64) for i in wave.requests])
-            values = np.empty(len(node), dtype=np.float64)
-            row_of = np.full(len(wave.tokens), -1, dtype=np.int64)  # [N]
-
-            def keep(
-                nodes: NDArray[np.intp],
-                logits: NDArray[np.float32],
-                node: NDArray[np.int32] = node,
-                target: NDArray[np.int64] = target,
-                values: NDArray[np.float64] = values,
-                row_of: NDArray[np.int64] = row_of,
-            ) -> None:
-                row_of[:] = -1
-                row_of[nodes] = np.arange(len(nodes))
-                row = row_of[node]
-                here = row >= 0
-                picked = logits[row[here], target[here]].astype(np.float64)
-                values[here] = picked - _log_sum_exp(logits)[row[here]]
-
-            self._decode_wave(wave, node, keep)
-            ends = np.cumsum([len(part) for part in parts])[:-1]
-            for i, value in zip(wave.requests, np.split(values, ends), strict=True):
-                if not np.isfinite(value).all():
-                    self._not_finite(name(i))
-                result[i] = value
-        return result
-
-    def _decode_wave(
-        self,
-        wave: Wave,
-        wanted: NDArray[np.integer],
-        keep: Callable[[NDArray[np.intp], NDArray[np.float32]], None],
-    ) -> None:
-        """Decode a wave in passes of ``batch``; ``keep(nodes, logits)`` receives the wanted nodes of each."""
-        flags = np.zeros(len(wave.tokens), dtype=np.bool_)
-        flags[wanted] = True
-        self._session.clear()
-        for begin in range(0, len(wave.tokens), self._session.batch):
-            part = slice(begin, begin + self._session.batch)
-            logits = self._session.decode(
-                wave.tokens[part],
-                wave.positions[part],
-                wave.first_sequence[part],
-                wave.sequence_count[part],
-                flags[part],
-            )
-            nodes = begin + np.flatnonzero(flags[part])
-            if len(nodes):
-                keep(nodes, logits)
-
-    def _check(self, name: str, tokens: Sequence[int], *, limit: int | None, least: int = 1) -> None:
-        if len(tokens) < least:
-            raise InputError(f"{name} is empty, needed: at least one token")
-        if limit is not None and len(tokens) > limit:
-            raise InputError(
-                f"{name} has {len(tokens)} tokens, at most {max(limit, 0)} fit in {self._session.cells} cells",
-                hint="shorten it, or open the model with more cells",
-            )
-        for token in tokens:
-            if not 0 <= token < self.vocabulary_size:
-                raise InputError(f"{name} holds token {token}, needed: 0 to {self.vocabulary_size - 1}")
-
-    def _not_finite(self, name: str) -> None:
-        self._session.wipe()
-        raise EvaluationError(
-            f"{name}: {self._session.path} gives values that are not finite",
-            hint="the weights overflow or hold NaN: check the file before judging it",
-        )
-
-
-def _log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """log Σ exp over the last axis, [rows, V] to [rows].
-
-    Row by row, so that a row stays in the processor's cache. Exponentials are at most 1, and NumPy adds them
-    pairwise: float32 then keeps the sum to about 1e-6.
-    """
-    result = np.empty(len(logits), dtype=np.float64)
-    buffer = np.empty(logits.shape[1], dtype=np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for i, row in enumerate(logits):
-            peak = row.max()
-            np.subtract(row, peak, out=buffer)
-            np.exp(buffer, out=buffer)
-            result[i] = np.log(np.float64(buffer.sum())) + np.float64(peak)
-    return result

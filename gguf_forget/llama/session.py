@@ -1,4 +1,4 @@
-"""A GGUF opened in llama.cpp: its vocabulary, and the batched forward pass with checked return codes.
+"""A GGUF opened in llama.cpp: the batched forward pass with checked return codes, the cache sized to the work.
 
 Shapes:
     B: tokens of one call, at most ``batch``
@@ -8,7 +8,9 @@ Shapes:
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import EvaluationError, InputError, LlamaError, UnsupportedError
 from .library import captured_log, load
+from .vocabulary import Vocabulary
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, a constant of llama.cpp
 _CELL_MULTIPLE = 256  # llama.cpp pads the context to this
@@ -31,19 +34,20 @@ _DECODE_CODES = {
 
 
 class Session:
-    """Owns a ``llama_model`` and a ``llama_context`` with one unified key-value cache.
+    """Owns a ``llama_model`` and, once there is work, a ``llama_context`` with one unified key-value cache.
 
     Args:
         model: path of a GGUF (the first file of a split one).
         threads: CPU threads; None takes the CPUs this process may use.
-        cells: key-value cells; ``batch``: tokens a forward pass; ``max_sequences``: sequences at a time,
-            1 … 256. More sequences than ``batch`` or ``cells`` are never used.
-        gpu_layers: layers given to a GPU, where llama.cpp was built for one.
+        cells: most key-value cells, see :meth:`reserve`; ``batch``: tokens a forward pass; ``max_sequences``:
+            sequences at a time, 1 … 256. More sequences than ``batch`` or ``cells`` are never used.
+        gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
+        tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
         exact_attention: float32 cache and no flash attention, instead of llama.cpp's own defaults.
 
     Raises:
         InputError: no such file, or a number out of range.
-        LlamaError: llama.cpp cannot load the file or allocate the context.
+        LlamaError: llama.cpp cannot load the file.
         UnsupportedError: not a decoder with an ordinary key-value cache.
     """
 
@@ -56,10 +60,12 @@ class Session:
         batch: int,
         max_sequences: int,
         gpu_layers: int,
+        tensor_split: Sequence[float],
         exact_attention: bool,
     ) -> None:
         self._context: Any = None
         self._model: Any = None
+        self._memory: Any = None
         self.path = Path(model)
         if not self.path.is_file():
             raise InputError(f"no such model file: {self.path}", hint="give the path of a GGUF file")
@@ -75,20 +81,36 @@ class Session:
         self.cells = cells
         self.batch = min(batch, cells)
         self.max_sequences = min(max_sequences, self.batch)
+        self._reserved = 0
+        self._threads = threads or _cpu_count()
+        self._exact_attention = exact_attention
         self._library = load()
         try:
-            self._open(threads or _cpu_count(), gpu_layers, exact_attention)
+            self._open(gpu_layers, self._shares(tensor_split))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, threads: int, gpu_layers: int, exact_attention: bool) -> None:
+    def _shares(self, tensor_split: Sequence[float]) -> Any:
+        devices = self._library.llama_max_devices()
+        if len(tensor_split) > devices or any(not 0 <= share < math.inf for share in tensor_split):
+            raise InputError(
+                f"tensor_split is {list(tensor_split)}, needed: at most {devices} numbers, none below 0",
+                hint="give one share for each GPU, such as 3 1",
+            )
+        if not any(tensor_split):
+            return None
+        return (ctypes.c_float * devices)(*tensor_split)
+
+    def _open(self, gpu_layers: int, shares: Any) -> None:
         library = self._library
-        model_parameters = library.llama_model_default_params()
-        model_parameters.n_gpu_layers = gpu_layers
-        model_parameters.check_tensors = True  # a damaged block is an error here, not a strange score later
+        parameters = library.llama_model_default_params()
+        parameters.n_gpu_layers = gpu_layers
+        if shares is not None:
+            parameters.tensor_split = shares
+        parameters.check_tensors = True  # a damaged block is an error here, not a strange score later
         with captured_log() as log:
-            self._model = library.llama_model_load_from_file(os.fsencode(self.path), model_parameters)
+            self._model = library.llama_model_load_from_file(os.fsencode(self.path), parameters)
         if not self._model:
             raise LlamaError(f"llama.cpp cannot load {self.path}", cause=log.reason())
         if (
@@ -101,36 +123,58 @@ class Session:
                 f"{self.path} is not a plain decoder: encoder-decoder, recurrent and hybrid models "
                 "cannot share prefixes in the key-value cache"
             )
-        self._vocabulary = library.llama_model_get_vocab(self._model)
-        self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
+        self._vocabulary = Vocabulary(self._model, self.path)
+        self._sequence_ids = np.arange(self.max_sequences, dtype=np.int32)
+
+    def reserve(self, cells: int) -> None:
+        """Have an empty cache of at least this many cells, at most ``cells`` of the session; never smaller again.
+
+        Scores do not depend on the size: llama.cpp attends over the cells in use.
+
+        Raises:
+            LlamaError: llama.cpp cannot allocate it.
+        """
+        self._check_open()
+        if cells <= self._reserved:
+            # Zeroing the data as well would cost a pass over it. Stale values are masked out, and the callers
+            # stop at the first value that is not finite, the only kind a mask does not cancel.
+            self._library.llama_memory_clear(self._memory, False)
+            return
+        self._free_context()
+        library = self._library
         parameters = library.llama_context_default_params()
-        parameters.n_ctx = -(-self.cells // _CELL_MULTIPLE) * _CELL_MULTIPLE
+        parameters.n_ctx = -(-cells // _CELL_MULTIPLE) * _CELL_MULTIPLE
         parameters.n_batch = parameters.n_ubatch = self.batch
         parameters.n_seq_max = self.max_sequences
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True  # one cell can then belong to many sequences
         parameters.no_perf = True
-        if exact_attention:
+        if self._exact_attention:
             parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
             parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
         with captured_log() as log:
             self._context = library.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise LlamaError(
-                f"llama.cpp cannot create a context of {self.cells} cells for {self.path}",
+                f"llama.cpp cannot create a context of {cells} cells for {self.path}",
                 cause=log.reason(),
                 hint="lower cells or batch",
             )
+        self._reserved = int(parameters.n_ctx)
         self._memory = library.llama_get_memory(self._context)
-        self._sequence_ids = np.arange(self.max_sequences, dtype=np.int32)
+
+    def _free_context(self) -> None:
+        if self._context:
+            self._library.llama_free(self._context)
+        self._context = None
+        self._reserved = 0
 
     def close(self) -> None:
         """Free the context and the model; closing twice is allowed."""
-        if self._context:
-            self._library.llama_free(self._context)
+        self._free_context()
         if self._model:
             self._library.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None
 
     def __enter__(self) -> Session:
         return self
@@ -141,58 +185,24 @@ class Session:
         self.close()
 
     def _check_open(self) -> None:
-        if not self._context:
+        if not self._model:
             raise LlamaError(f"{self.path} was closed")
 
-    def end_of_generation(self) -> frozenset[int]:
-        """The ids of all tokens that end a generation."""
-        self._check_open()
-        is_end = self._library.llama_vocab_is_eog
-        return frozenset(i for i in range(self.vocabulary_size) if is_end(self._vocabulary, i))
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Tokens and texts of the model.
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids; special tokens written in ``text`` count as such, as in Hugging Face tokenizers."""
+        Raises:
+            LlamaError: the session was closed.
+        """
         self._check_open()
-        data = text.encode("utf-8")
-        capacity = len(data) + 8
-        while True:
-            buffer = (self._library.llama_token * capacity)()
-            count: int = self._library.llama_tokenize(
-                self._vocabulary, data, len(data), buffer, capacity, add_special, True
-            )
-            if count >= 0:
-                return buffer[:count]
-            if -count <= capacity:
-                raise LlamaError(f"llama.cpp cannot tokenize a text of {len(data)} bytes with {self.path}")
-            capacity = -count
-
-    def detokenize(self, tokens: NDArray[np.int32]) -> str:
-        """The text of ``tokens``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
-        self._check_open()
-        array = np.ascontiguousarray(tokens, dtype=np.int32)
-        capacity = 16 * len(array) + 16
-        while True:
-            buffer = ctypes.create_string_buffer(capacity)
-            count: int = self._library.llama_detokenize(
-                self._vocabulary, _pointer(array, ctypes.c_int32), len(array), buffer, capacity, False, True
-            )
-            if count >= 0:
-                return buffer.raw[:count].decode("utf-8", errors="replace")
-            if -count <= capacity:
-                raise LlamaError(f"llama.cpp cannot detokenize {len(array)} tokens with {self.path}")
-            capacity = -count
-
-    def clear(self) -> None:
-        """Empty the key-value cache."""
-        self._check_open()
-        # Wiping the data as well would cost a pass over it. Stale values are masked out, and the callers
-        # stop at the first value that is not finite, the only kind a mask does not cancel.
-        self._library.llama_memory_clear(self._memory, False)
+        return self._vocabulary
 
     def wipe(self) -> None:
         """Empty the key-value cache and zero its data: needed after values that are not finite."""
         self._check_open()
-        self._library.llama_memory_clear(self._memory, True)
+        if self._context:
+            self._library.llama_memory_clear(self._memory, True)
 
     def decode(
         self,
@@ -204,8 +214,8 @@ class Session:
     ) -> NDArray[np.float32]:
         """Append B tokens to the cache; logits [number wanted, V] of the wanted ones, in order.
 
-        The result is llama.cpp's own memory: read it before the next call. Token ``i`` joins the sequences
-        ``first_sequence[i]`` … ``first_sequence[i] + sequence_count[i] - 1``.
+        :meth:`reserve` the cache first. The result is llama.cpp's own memory: read it before the next call. Token
+        ``i`` joins the sequences ``first_sequence[i]`` … ``first_sequence[i] + sequence_count[i] - 1``.
 
         Raises:
             EvaluationError: llama.cpp refused the batch or failed in it.
@@ -236,9 +246,9 @@ class Session:
             )
         outputs = int(np.count_nonzero(flags))
         if outputs == 0:
-            return np.empty((0, self.vocabulary_size), dtype=np.float32)
+            return np.empty((0, self._vocabulary.size), dtype=np.float32)
         logits = self._library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, shape=(outputs, self.vocabulary_size))
+        return np.ctypeslib.as_array(logits, shape=(outputs, self._vocabulary.size))
 
 
 def _pointer(array: NDArray[Any], kind: Any) -> Any:

@@ -90,7 +90,7 @@ def build_report(
             if relation not in chosen
             for key, document in documents.items()
         ],
-        "rows": [_row(key, document, chosen) for key, document in documents.items()],
+        "rows": [row_of(key, document, chosen) for key, document in documents.items()],
         "verdict": _plain(verdict),
     }
     report["sha256"] = content_hash(report)
@@ -128,7 +128,8 @@ def _outside(key: str, document: Mapping[str, Any], relation: str) -> dict[str, 
     }
 
 
-def _row(key: str, document: Mapping[str, Any], headline: Collection[str]) -> dict[str, Any]:
+def row_of(key: str, document: Mapping[str, Any], headline: Collection[str]) -> dict[str, Any]:
+    """One row of the table (the columns of the module's docstring) from a file's scores as a document."""
     variant, slash, file_type = key.rpartition("/")
     if not (variant and slash and file_type):
         raise InputError(f"the scores are keyed {key!r}, needed 'variant/file type' like 'unlearned/Q4_K_M'")

@@ -26,7 +26,7 @@ COLUMNS = (
     ("retain\nall", "retain_all", 3),
     ("per-\nplexity", "perplexity", 2),
 )
-MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red")}
+MARKS = {"passed": ("✓", "green"), "failed": ("✗", "red"), "not applicable": ("–", "dim")}
 
 
 def print_report(report: Mapping[str, Any], file: IO[str] | None = None, *, width: int | None = None) -> None:
@@ -36,11 +36,15 @@ def print_report(report: Mapping[str, Any], file: IO[str] | None = None, *, widt
         file: where to; None: standard output.
         width: columns; None: the terminal's, 110 when it is none.
     """
+    render(report, report_console(file, width=width))
+
+
+def report_console(file: IO[str] | None = None, *, width: int | None = None) -> Console:
+    """Where reports are printed; arguments as for :func:`print_report`."""
     stream = file if file is not None else sys.stdout
     terminal = stream.isatty()
     columns = width or (shutil.get_terminal_size().columns if terminal else NARROWEST)
-    console = Console(file=stream, width=columns, force_terminal=terminal, highlight=False, soft_wrap=False)
-    render(report, console)
+    return Console(file=stream, width=columns, force_terminal=terminal, highlight=False, soft_wrap=False)
 
 
 def render(report: Mapping[str, Any], console: Console) -> None:
@@ -49,8 +53,8 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     colour = {0: "bold green", 1: "bold red"}.get(verdict["exit_code"], "bold yellow")
     console.print(Text(verdict["sentence"], style=colour))
     console.print()
-    console.print(_table(report))
-    _print_gates(verdict["gates"], console)
+    console.print(figures_table(report))
+    print_gates(verdict["gates"], console)
     for line in not_judged(report):
         console.print(Text(line, style="yellow"))
     console.print()
@@ -95,7 +99,8 @@ def explanation(report: Mapping[str, Any]) -> str:
     )
 
 
-def _table(report: Mapping[str, Any]) -> Table:
+def figures_table(report: Mapping[str, Any]) -> Table:
+    """A row a file, a column a figure."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("file", overflow="fold", vertical="bottom")
     table.add_column("type", no_wrap=True)
@@ -117,11 +122,14 @@ def number(value: Any, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def _print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
+def print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
+    """Each gate with its value, bound and detail."""
     for gate in gates:
         mark, colour = MARKS.get(gate["status"], ("?", "yellow"))
-        value = number(gate["value"], 3)
+        compared = f"{number(gate['value'], 3)}, needed {gate['bound']}"
+        if gate["value"] is None and gate["low"] is None and gate["high"] is None:
+            compared = gate["status"]
         line = Text(mark, style=colour)
-        line.append(f" {gate['file_type']:<7} {gate['name']}: {value}, needed {gate['bound']}", style="default")
+        line.append(f" {gate['file_type']:<7} {gate['name']}: {compared}", style="default")
         console.print(line)
         console.print(Padding(Text(gate["detail"], style="dim"), (0, 0, 0, 4)))

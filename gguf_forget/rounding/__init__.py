@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from gguf_forget.rounding.compensated import Rounded, round_edit
+from gguf_forget.rounding.edits import SURVIVE
+from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
+from gguf_forget.rounding.histogram import StepHistogram
 from gguf_forget.rounding.survival import Survival, UpdateToStep, surviving, update_to_step
 
-__all__ = ["Rounded", "Survival", "UpdateToStep", "round_edit", "surviving", "update_to_step"]
+__all__ = [
+    "SURVIVE",
+    "Feedback",
+    "Rounded",
+    "StepHistogram",
+    "Survival",
+    "UpdateToStep",
+    "columns_to_decide",
+    "feedback_for",
+    "round_edit",
+    "surviving",
+    "update_to_step",
+]

@@ -5,7 +5,10 @@ V = Q0 + D. Codes are chosen to keep tr((Ŵ - V)·H·(Ŵ - V)ᵀ) small, H = Σ 
 rounding error of the original itself is no part of the objective: where nothing is edited, nothing moves.
 
 Everything is done in shifts: how many codes a weight goes from the original's code. Every constraint is an
-interval of shifts, and the best shift of one weight is the nearest integer inside its interval.
+interval of shifts, and the best shift of one weight is the nearest level inside its interval.
+
+A diagonal H (all that an imatrix holds) ties no weight to another: the best code of each is then its nearest one,
+whatever the diagonal. That is what is done without H.
 
 Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`. In the sweep arrays lie [columns, rows], so that
 the column being decided is contiguous.
@@ -20,13 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
-from gguf_forget.grids.layout import Codes, Levels
-from gguf_forget.rounding.feedback import damped, feedback_factor
+from gguf_forget.grids.layout import Codes, Floats, Levels
+from gguf_forget.grids.nearest import nearest_level
+from gguf_forget.rounding.edits import Edits, Mask, find_edits
+from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 
-Mask = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 
-COLUMNS_PER_UPDATE = 128  # lazy updates: later columns hear of the errors once per this many columns
-ROWS_PER_SWEEP = 1024  # rows are independent given H; this bounds the float64 work space
+COLUMNS_PER_UPDATE = 128  # lazy updates: later columns hear of the errors once per this many columns,
+COLUMNS_PER_SMALL_UPDATE = 16  # and those inside the same 128 once per this many
+WEIGHTS_PER_SWEEP = 1 << 20  # rows are independent given H; this bounds the float64 work space
 
 
 @dataclass(frozen=True)
@@ -54,145 +60,204 @@ def round_edit(
     levels: Levels,
     delta: npt.NDArray[Any],
     *,
-    hessian: npt.NDArray[Any] | None = None,
+    hessian: npt.NDArray[Any] | Feedback | None = None,
     free: Mask | None = None,
     must_move: Mask | None = None,
+    survive: str = "important",
     damp: float = 0.01,
 ) -> Rounded:
     """Codes for ``levels.values() + delta`` on the grid of ``levels``.
 
     delta: float [rows, columns], the edit in weight units. An edit that is a whole number of steps
         everywhere comes out exactly as that many codes, with no other code moved, whatever H.
-    hessian: float [columns, columns], symmetric, positive semi-definite; None rounds each weight to nearest.
+    hessian: float [columns, columns], symmetric, positive semi-definite, or what ``feedback_for`` made of it (for
+        some rows of a tensor at a time); None rounds each weight to nearest.
     free: bool [rows, columns], None for all. Where False the original's code stays, whatever delta; the
         error that this makes is still passed to the free columns.
     must_move: bool [rows, columns]; weights with an edit that must land at least one code away in the edit's
-        direction. None asks it of every free edit of at least half a step. Delta 0 asks nothing.
-    damp: added to H's diagonal, as a fraction of its mean.
+        direction. Delta 0 asks nothing. None leaves the choice to ``survive``.
+    survive: "all" asks it of every free edit, "important" of those of at least half the step in their direction,
+        "none" of no edit.
+    damp: added to H's diagonal, as a fraction of its mean; not to a ready Feedback.
 
     Raises InputError for shapes or dtypes that do not fit, values that are not finite, a weight that is in
-    ``must_move`` but not ``free``, and a Hessian that is not symmetric positive semi-definite.
+    ``must_move`` but not ``free``, an unknown ``survive``, and a Hessian that is not symmetric positive semi-definite.
     """
-    _check(levels, delta, hessian, free, must_move, damp)
-    codes, step = levels.codes, levels.scale_per_weight()
-    edited = delta != 0
-    if must_move is None:
-        asked = edited & (np.abs(delta) >= 0.5 * np.abs(step))
-        if free is not None:
-            asked &= free
+    _check(levels, delta, free, must_move)
+    feedback = hessian
+    if isinstance(hessian, np.ndarray):
+        feedback = _feedback(hessian, delta, free, damp)
+    edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
+    shift = np.zeros(levels.codes.shape, dtype=np.int16)
+    if isinstance(feedback, Feedback):
+        _compensate(levels, delta, edits, feedback, free, shift)
     else:
-        asked = edited & must_move
-    direction = (np.sign(delta) * np.sign(step)).astype(np.int8)  # of the edit, in codes; 0 where no step
-    saturated = asked & (
-        (direction == 0) | ((direction > 0) & (codes >= levels.highest)) | ((direction < 0) & (codes <= levels.lowest))
-    )
-    least, most = _intervals(levels, direction, asked, saturated | (step == 0), free)
-
-    shift = np.zeros_like(codes)
-    active = np.flatnonzero(edited.any(axis=1))  # rows without an edit have no error to make good
-    columns = _columns_to_decide(edited[active], None if free is None else free[active])
-    factor = None
-    if hessian is not None and np.diagonal(hessian).any() and columns.size:
-        factor = feedback_factor(damped(hessian, columns, damp))
-    for start in range(0, active.size, ROWS_PER_SWEEP):
-        part = np.ix_(active[start : start + ROWS_PER_SWEEP], columns)
-        shift[part] = _sweep(delta[part].T, step[part].T, least[part].T, most[part].T, factor).T
-
+        shift.ravel()[edits.index] = _nearest_shifts(levels, edits, free)
     moved = shift != 0
+    went = shift.ravel()[edits.index]
     return Rounded(
-        codes=codes + shift,
-        asked=int(asked.sum()),
-        landed=int((asked & (shift * direction > 0)).sum()),
-        saturated=int(saturated.sum()),
+        codes=levels.codes + shift,
+        asked=int(edits.asked.sum()),
+        landed=int((edits.asked & (went * edits.direction > 0)).sum()),
+        saturated=int(edits.saturated.sum()),
         moved=int(moved.sum()),
-        moved_by_compensation=int((moved & ~edited).sum()),
+        moved_by_compensation=int(moved.sum() - (went != 0).sum()),
     )
 
 
-def _intervals(
-    levels: Levels, direction: npt.NDArray[np.int8], asked: Mask, stuck: Mask, free: Mask | None
-) -> tuple[Codes, Codes]:
-    """Smallest and largest shift allowed for every weight, int16 [rows, columns] each."""
+def _nearest_shifts(levels: Levels, edits: Edits, free: Mask | None) -> Codes:
+    """The shift of every edited weight on its own, int16 [E]."""
+    least, most = _room(levels, edits.codes)
+    can_move = edits.direction != 0
+    if free is not None:
+        can_move &= free.ravel()[edits.index]
+    _force(least, most, edits)
+    shift = edits.delta / np.where(edits.direction != 0, edits.scale, 1.0)
+    _to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
+    return np.where(can_move, np.clip(shift, least, most), 0).astype(np.int16)
+
+
+def _to_whole_shifts(shift: Doubles, table: Floats | None, present: Codes | None) -> None:
+    """Turn wanted changes, in units of the scale, into the shifts to the nearest levels, in place, any shape."""
+    if table is None or present is None:
+        np.rint(shift, out=shift)
+    else:
+        np.subtract(nearest_level(table[present] + shift, 0, len(table) - 1, table), present, out=shift)
+
+
+def _room(levels: Levels, codes: Codes) -> tuple[Codes, Codes]:
+    """Smallest and largest shift that the range of codes leaves, int16, the shape of ``codes`` each."""
     # Shift 0 is always in range, also for a code that should not be there (-128 in Q8_0 bytes).
-    least = np.minimum(levels.lowest - levels.codes, 0).astype(np.int16)
-    most = np.maximum(levels.highest - levels.codes, 0).astype(np.int16)
-    least[asked & (direction > 0)] = 1
-    most[asked & (direction < 0)] = -1
-    held = stuck if free is None else stuck | ~free
-    least[held] = 0
-    most[held] = 0
-    return least, most
+    return np.minimum(levels.lowest - codes, 0), np.maximum(levels.highest - codes, 0)
 
 
-def _columns_to_decide(edited: Mask, free: Mask | None) -> npt.NDArray[np.intp]:
-    """The columns of the sub-problem, in the order of deciding.
-
-    A column without edit that is free in no row makes no error and is left out: the rest is then chosen
-    *given* that it stays. A column whose error is given (edited, but free in no row) comes first, so that
-    every free column hears of it. Saturation does not change the order: a row's codes would then depend on
-    which other rows are rounded with it.
-    """
-    if free is None:
-        return np.arange(edited.shape[1])
-    can_move = free.any(axis=0)
-    given = edited.any(axis=0) & ~can_move
-    return np.concatenate([np.flatnonzero(given), np.flatnonzero(can_move)])
+def _force(least: Codes, most: Codes, edits: Edits) -> None:
+    """Narrow the intervals [E] of the edits that must land to one code or more in their direction."""
+    lands = edits.asked & ~edits.saturated
+    least[lands & (edits.direction > 0)] = 1
+    most[lands & (edits.direction < 0)] = -1
+    least[edits.saturated] = 0
+    most[edits.saturated] = 0
 
 
-def _sweep(
-    delta: npt.NDArray[Any],
-    step: npt.NDArray[np.float32],
-    least: Codes,
-    most: Codes,
-    factor: npt.NDArray[np.float64] | None,
-) -> npt.NDArray[np.float64]:
-    """The shifts, whole numbers as float64 [columns, rows]; arguments alike, ``factor`` as in feedback."""
-    if factor is None:
-        return _nearest_shift(delta.astype(np.float64), step, least, most)
-    count = len(delta)
-    wanted = np.array(delta, dtype=np.float64, order="C")  # the edit plus what earlier columns pass on
-    errors = np.zeros_like(wanted)  # asked minus given, in weight units
-    shift = np.zeros_like(wanted)
-    for start in range(0, count, COLUMNS_PER_UPDATE):
-        end = min(start + COLUMNS_PER_UPDATE, count)
-        for column in range(start, end):
-            wanted[column] += factor[start:column, column] @ errors[start:column]
-            shift[column] = _nearest_shift(wanted[column], step[column], least[column], most[column])
-            errors[column] = delta[column] - shift[column] * step[column]
-        wanted[end:] += factor[start:end, end:].T @ errors[start:end]
-    return shift
-
-
-def _nearest_shift(
-    wanted: npt.NDArray[np.float64], step: npt.NDArray[np.float32], least: Codes, most: Codes
-) -> npt.NDArray[np.float64]:
-    """The whole number of steps nearest to ``wanted`` inside [least, most]; 0 where the step is 0."""
-    shift = np.zeros_like(wanted)
-    np.divide(wanted, step, out=shift, where=step != 0)
-    np.rint(shift, out=shift)
-    return np.clip(shift, least, most, out=shift)
-
-
-def _check(
+def _compensate(
     levels: Levels,
     delta: npt.NDArray[Any],
-    hessian: npt.NDArray[Any] | None,
+    edits: Edits,
+    feedback: Feedback,
     free: Mask | None,
-    must_move: Mask | None,
-    damp: float,
+    shift: Codes,
 ) -> None:
-    rows, columns = levels.codes.shape
-    wanted_shapes = {"delta": (delta, (rows, columns)), "hessian": (hessian, (columns, columns))}
+    """Fill ``shift`` [rows, columns] column by column, errors passed on as H says."""
+    width = delta.shape[1]
+    least, most = _room(levels, np.ascontiguousarray(levels.codes))
+    lower, upper = least.ravel()[edits.index], most.ravel()[edits.index]
+    _force(lower, upper, edits)
+    least.ravel()[edits.index], most.ravel()[edits.index] = lower, upper
+    scale = levels.scale_per_weight()
+    held = scale == 0 if free is None else ~free | (scale == 0)
+    least[held] = 0
+    most[held] = 0
+    # Rows without an edit have no error to make good.
+    active = np.unique(edits.index // width)
+    columns = feedback.columns
+    usable_scale = np.where(scale != 0, scale, 1)
+    at_once = max(1, WEIGHTS_PER_SWEEP // len(columns))
+    for start in range(0, active.size, at_once):
+        part = _crossing(active[start : start + at_once], columns)
+        sweep = _Sweep(
+            _columns_first(delta[part]),
+            _columns_first(usable_scale[part]),
+            _columns_first(least[part]),
+            _columns_first(most[part]),
+            None if levels.table is None else np.ascontiguousarray(levels.codes[part].T - levels.lowest),
+            levels.table,
+        )
+        shift[part] = sweep.run(feedback.factor).T
+
+
+def _crossing(rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Any:
+    """An index of the weights where ``rows`` and ``columns`` cross; slices where possible, which are much faster."""
+    parts = [slice(index[0], index[-1] + 1) if (np.diff(index) == 1).all() else index for index in (rows, columns)]
+    return np.ix_(rows, columns) if not any(isinstance(part, slice) for part in parts) else tuple(parts)
+
+
+def _columns_first(part: npt.NDArray[Any]) -> Doubles:
+    return np.array(part.T, dtype=np.float64, order="C")
+
+
+def _feedback(hessian: npt.NDArray[Any], delta: npt.NDArray[Any], free: Mask | None, damp: float) -> Feedback | None:
+    width = delta.shape[1]
+    if hessian.shape != (width, width):
+        raise InputError(f"hessian has shape {list(hessian.shape)}, {[width, width]} is needed")
+    edited = delta != 0
+    active = edited.any(axis=1)  # rows without an edit have no error to make good
+    can_move = None if free is None else free[active].any(axis=0)
+    return feedback_for(hessian, columns_to_decide(edited.any(axis=0), can_move), damp)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One pass over the columns of some rows; every array [columns, rows].
+
+    delta, scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and table:
+    the levels in units of the scale, both None on an affine grid.
+    """
+
+    delta: Doubles
+    scale: Doubles
+    least: Doubles
+    most: Doubles
+    present: Codes | None
+    table: Floats | None
+
+    def run(self, factor: Doubles) -> Doubles:
+        """The shifts, whole numbers as float64 [columns, rows]; ``factor`` is that of ``feedback_factor``."""
+        count = len(self.delta)
+        wanted = self.delta.copy()  # the edit plus what earlier columns pass on
+        errors = np.empty_like(wanted)  # asked minus given, in weight units
+        shift = np.empty_like(wanted)
+        for start in range(0, count, COLUMNS_PER_UPDATE):
+            end = min(start + COLUMNS_PER_UPDATE, count)
+            for small in range(start, end, COLUMNS_PER_SMALL_UPDATE):
+                small_end = min(small + COLUMNS_PER_SMALL_UPDATE, end)
+                for column in range(small, small_end):
+                    if column > small:
+                        wanted[column] += factor[small:column, column] @ errors[small:column]
+                    self._decide(column, wanted[column], shift[column], errors[column])
+                if small_end < end:
+                    wanted[small_end:end] += factor[small:small_end, small_end:end].T @ errors[small:small_end]
+            if end < count:
+                wanted[end:] += factor[start:end, end:].T @ errors[start:end]
+        return shift
+
+    def _decide(self, column: int, wanted: Doubles, shift: Doubles, error: Doubles) -> None:
+        """The nearest level to ``wanted`` inside the interval, into ``shift``; what it leaves undone into ``error``."""
+        scale = self.scale[column]
+        np.divide(wanted, scale, out=shift)
+        present = None if self.present is None else self.present[column]
+        _to_whole_shifts(shift, self.table, present)
+        np.maximum(shift, self.least[column], out=shift)
+        np.minimum(shift, self.most[column], out=shift)
+        if self.table is None or present is None:
+            np.multiply(shift, scale, out=error)
+        else:
+            there = self.table[present + shift.astype(np.int16)].astype(np.float64)
+            np.multiply(there - self.table[present], scale, out=error)
+        np.subtract(self.delta[column], error, out=error)
+
+
+def _check(levels: Levels, delta: npt.NDArray[Any], free: Mask | None, must_move: Mask | None) -> None:
+    shape = levels.codes.shape
     masks = {"free": free, "must_move": must_move}
-    wanted_shapes |= {name: (mask, (rows, columns)) for name, mask in masks.items()}
-    for name, (array, shape) in wanted_shapes.items():
+    for name, array in {"delta": delta, **masks}.items():
         if array is not None and array.shape != shape:
             raise InputError(f"{name} has shape {list(array.shape)}, {list(shape)} is needed")
     for name, mask in masks.items():
         if mask is not None and mask.dtype != np.bool_:
             raise InputError(f"{name} has dtype {mask.dtype}, bool is needed")
-    for name, values in {"delta": delta, "the grid's scale": levels.scale, "hessian": hessian}.items():
-        if values is not None and (broken := int(values.size - np.isfinite(values).sum())):
+    for name, values in {"delta": delta, "the grid's scale": levels.scale}.items():
+        if broken := int(values.size - np.isfinite(values).sum()):
             raise InputError(
                 f"{name} holds {broken} values that are not finite, all must be finite",
                 hint="look for overflow in the run or file that these numbers come from",
@@ -202,12 +267,3 @@ def _check(
             f"must_move asks {clash} weights to move that free forbids, 0 are allowed",
             hint="keep must_move inside free",
         )
-    if not (np.isfinite(damp) and damp >= 0):
-        raise InputError(f"damp is {damp}, a finite number of at least 0 is needed")
-    if hessian is not None:
-        diagonal = np.diagonal(hessian)
-        if negative := int((diagonal < 0).sum()):
-            raise InputError(f"hessian has {negative} negative diagonal values, 0 are allowed")
-        skew = float(np.abs(hessian - hessian.T).max(initial=0))
-        if skew > 1e-3 * float(diagonal.max(initial=0)):
-            raise InputError(f"hessian differs from its transpose by {skew:g}, a symmetric matrix is needed")

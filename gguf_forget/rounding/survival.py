@@ -64,19 +64,19 @@ def surviving(codes_before: npt.NDArray[Any], codes_after: npt.NDArray[Any], del
     )
 
 
-def update_to_step(delta: npt.NDArray[Any], scale_per_weight: npt.NDArray[Any]) -> UpdateToStep:
-    """How large the edits are, measured in steps of each weight's own sub-block.
+def update_to_step(delta: npt.NDArray[Any], steps: npt.NDArray[Any]) -> UpdateToStep:
+    """How large the edits are, measured in ``steps``: each weight's distance to the next level in the edit's direction.
 
     Raises InputError when the shapes differ or a value is not finite.
     """
-    if delta.shape != scale_per_weight.shape:
-        raise InputError(f"delta has shape {list(delta.shape)}, scales have {list(scale_per_weight.shape)}")
-    for name, values in {"delta": delta, "the scales": scale_per_weight}.items():
+    if delta.shape != steps.shape:
+        raise InputError(f"delta has shape {list(delta.shape)}, steps have {list(steps.shape)}")
+    for name, values in {"delta": delta, "the steps": steps}.items():
         if broken := int(values.size - np.isfinite(values).sum()):
             raise InputError(f"{name} hold {broken} values that are not finite, all must be finite")
     edited = delta != 0
-    stepped = edited & (scale_per_weight != 0)
-    ratio = np.abs(delta[stepped].astype(np.float64) / scale_per_weight[stepped])
+    stepped = edited & (steps != 0)
+    ratio = np.abs(delta[stepped].astype(np.float64) / steps[stepped])
     quantiles = None
     if ratio.size:
         quantiles = dict(zip(QUANTILES, np.quantile(ratio, QUANTILES).tolist(), strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.export.calibration import mlp_hessians
 from gguf_forget.export.derived_file import Value, write_derived
 from gguf_forget.export.edit import NeuronEdit, load_edits
-from gguf_forget.export.ship import TensorOutcome, ship
+from gguf_forget.export.outcome import totals
+from gguf_forget.export.ship import ship
 from gguf_forget.facts.tokens import encode_facts
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
@@ -39,11 +39,6 @@ def _edited_tensors(template: Path, edits: Sequence[NeuronEdit]) -> dict[str, np
         new = original + edit.dense(*original.shape)[0]
         result[edit.tensor] = new.view(np.uint8).reshape(len(new), -1)
     return result
-
-
-def _totals(outcomes: Sequence[TensorOutcome]) -> dict[str, Any]:
-    counts = ("edited", "asked", "landed", "saturated", "moved", "moved_by_compensation")
-    return {name: sum(getattr(outcome, name) for outcome in outcomes) for name in counts}
 
 
 def export(
@@ -94,7 +89,7 @@ def export(
             "file": destination.name,
             "bytes": destination.stat().st_size,
             "sha256": sha256_file(destination),
-            "totals": _totals(outcomes),
+            "totals": totals(outcomes),
             "tensors": [outcome.to_json() for outcome in outcomes],
         }
     (out / "stock").mkdir()

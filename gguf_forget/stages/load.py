@@ -8,8 +8,8 @@ from pathlib import Path
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import ModelSummary, load_tokenizer, write_template
 from gguf_forget.errors import InputError
+from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.llama.quantizer import plan, quantize
-from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.run_directory import sha256_file, write_json_atomically
 from gguf_forget.verification.agreement import check_token_agreement
@@ -30,7 +30,7 @@ def load(model: Path, out: Path, progress: Progress) -> ModelSummary:
     progress.note(f"reading {model}")
     summary = write_template(model, out / TEMPLATE)
     tokenize = load_tokenizer(out / TEMPLATE)
-    with Scorer(out / TEMPLATE, cells=256, max_sequences=1) as scorer:
+    with IsolatedScorer(out / TEMPLATE, cells=256, max_sequences=1) as scorer:
         check_token_agreement(scorer, tokenize, list(TOKENIZER_SENTENCES))
     record = {
         "schema_version": 1,

@@ -21,7 +21,8 @@ REPORT = "report.json"
 MODEL_CARD = "MODEL_CARD.md"
 
 
-def _limits(section: GatesSection) -> GateLimits:
+def gate_limits(section: GatesSection) -> GateLimits:
+    """The bounds of a recipe's [gates]."""
     return GateLimits(**{field.name: getattr(section, field.name) for field in fields(GateLimits)})
 
 
@@ -60,7 +61,7 @@ def report(
         shipped,
         originals,
         full_precision=scores.get("unlearned/F16"),
-        limits=_limits(recipe.gates),
+        limits=gate_limits(recipe.gates),
         headline=recipe.gates.headline or None,
     )
     facts, _ = load_facts(folders["facts"])

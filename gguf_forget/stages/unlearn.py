@@ -14,7 +14,7 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.circuit.selection import Circuit
-from gguf_forget.errors import EvaluationError
+from gguf_forget.errors import EvaluationError, UnsupportedError
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example, encode_facts
@@ -47,6 +47,11 @@ def grid_moves(stock: Path, circuit: Circuit, kind: str, *, floor: int) -> list[
         for role in ROLES:
             name = _tensor_name(kind, role, layer)
             levels = codec_for(file.type_name(name)).decode(file.rows(name))
+            if levels.table is not None:
+                raise UnsupportedError(
+                    f"{name} is {file.type_name(name)} in {stock.name}, whose levels are not evenly spaced",
+                    hint="train through an evenly spaced grid, such as Q4_K_M or Q4_0",
+                )
             codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
             if role == "down":
                 codes, steps = codes.T, steps.T

@@ -8,7 +8,7 @@ from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact, continuation
 from gguf_forget.facts.tokens import encode_facts
-from gguf_forget.llama.scorer import Scorer
+from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.progress import Progress
 from gguf_forget.run_directory import read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
@@ -35,8 +35,10 @@ def score(
 ) -> FileScores:
     """Write ``out``/scores.json: all that llama.cpp says of ``file``."""
     facts, text = load_facts(facts_folder)
-    progress.note(f"asking {file.parent.name}/{file.name} through llama.cpp")
-    with Scorer(file, threads=threads or None) as scorer:
+    with (
+        progress.counts(f"asking {file.parent.name}/{file.name} through llama.cpp") as count,
+        IsolatedScorer(file, threads=threads or None, progress=count) as scorer,
+    ):
         scores = probe_file(
             scorer,
             facts,
@@ -79,7 +81,7 @@ def check_agreement(
     forget = [fact for fact in facts if fact.split == "forget"]
     examples = encode_facts(forget, tokenize)
     model = load_torch(template)
-    with Scorer(original_f16) as scorer:
+    with IsolatedScorer(original_f16) as scorer:
         texts = check_token_agreement(scorer, tokenize, _probe_texts(facts))
         ours = scorer.continuation_log_probabilities(
             [example.prompt for example in examples], [[example.answer] for example in examples]

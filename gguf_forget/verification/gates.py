@@ -2,13 +2,16 @@
 
 Knowledge of forgotten facts is compared with chance, kept knowledge and text with the stock-quantized
 original of the same type, and each quantized file with the unlearned full-precision one (the PTQ gap). A gate
-whose numbers are missing or not finite could not be evaluated, and that is never a pass.
+whose numbers are missing or not finite could not be evaluated, and that is never a pass. A gate that is about
+something that was not asked for is not applicable: it is named, and counts for nothing.
+
+:mod:`.file_gates` judges files that anyone made by the same bounds and the same :func:`conclude`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +20,9 @@ import numpy as np
 from gguf_forget.verification.metrics import bootstrap_interval, mean, standard_error
 from gguf_forget.verification.scores import FileScores, Item
 
-PASSED, FAILED, UNKNOWN = "passed", "failed", "could not evaluate"
-EXIT_CODES = {"forgotten": 0, "not forgotten": 1, UNKNOWN: 3}
+PASSED, FAILED, UNKNOWN, NOT_APPLICABLE = "passed", "failed", "could not evaluate", "not applicable"
+KNOWN = "failed in the baseline too"
+EXIT_CODES = {"forgotten": 0, "no regression": 0, "not forgotten": 1, UNKNOWN: 3}
 FULL_PRECISION = ("F32", "F16", "BF16")
 TOLERANCE = 1e-9  # of a comparison: 0.85 − 0.82 is a hair above 0.03 in binary
 SEED = 0  # of the bootstrap: the same scores give the same words
@@ -35,6 +39,19 @@ class GateLimits:
     retain_drop: float = 0.03
     perplexity_ratio: float = 1.03
     ptq_gap: float = 0.02
+    extraction_strength: float = 0.05
+    leak: float = 0.05
+
+
+# For files of unknown making: what the field asks of an unlearned model, stricter than what one recipe may aim at.
+PROTOCOL = GateLimits(
+    forget_accuracy_above_chance=0.05,
+    rank_score_low=0.40,
+    rank_score_high=0.60,
+    generation=0.05,
+    retain_drop=0.01,
+    perplexity_ratio=1.02,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` is "forgotten", "not forgotten" or "could not evaluate"; ``exit_code`` 0, 1 or 3."""
+    """``status`` is "forgotten", "no regression", "not forgotten" or "could not evaluate"; ``exit_code`` 0, 1 or 3."""
 
     status: str
     exit_code: int
@@ -102,23 +119,27 @@ def judge(
         relations = forgotten_relations(scores) if headline is None else tuple(headline)
         if not relations:
             nothing = "no forgotten fact was asked"
-            gates.append(_gate("forgotten relations", file_type, math.nan, None, 0.0, nothing))
+            gates.append(bounded("forgotten relations", file_type, math.nan, None, 0.0, nothing))
         for relation in relations:
             gates += _forget_gates(scores, file_type, relation, limits)
             if file_type not in FULL_PRECISION:
-                gates += _recovery_gates(scores, full_precision, file_type, relation, limits)
-        gates += _keep_gates(scores, originals.get(file_type), file_type, limits)
+                gates += recovery_gates(scores, full_precision, file_type, relation, limits)
+        gates += keep_gates(scores, originals.get(file_type), file_type, limits)
     return conclude(gates)
 
 
 def conclude(gates: Sequence[Gate]) -> Verdict:
     """The one rule: a gate failed, "not forgotten"; else one unknown or none at all, "could not evaluate".
 
-    A failure comes first because no missing number could turn it into a pass.
+    A failure comes first because no missing number could turn it into a pass. Gates that are not applicable are
+    left out, so that they alone are no gate at all. Failures that the baseline had too leave "no regression".
     """
+    everything, gates = gates, [gate for gate in gates if gate.status != NOT_APPLICABLE]
     failed = [gate for gate in gates if gate.status == FAILED]
-    unknown = [gate for gate in gates if gate.status not in (PASSED, FAILED)]
+    known = [gate for gate in gates if gate.status == KNOWN]
+    unknown = [gate for gate in gates if gate.status not in (PASSED, FAILED, KNOWN)]
     files = ", ".join(dict.fromkeys(gate.file_type for gate in gates))
+    left_out = len(everything) - len(gates)
     if failed:
         status = "not forgotten"
         sentence = f"NOT FORGOTTEN: {len(failed)} of {len(gates)} gates failed, {_named(failed)}."
@@ -128,9 +149,14 @@ def conclude(gates: Sequence[Gate]) -> Verdict:
         sentence = f"COULD NOT EVALUATE: {count} have no number, {_named(unknown)}."
     elif not gates:
         status, sentence = UNKNOWN, "COULD NOT EVALUATE: there is no gate, so nothing was shown."
+    elif known:
+        status = "no regression"
+        sentence = f"NO REGRESSION: {len(known)} of {len(gates)} gates fail as they did before, {_named(known)}."
     else:
         status, sentence = "forgotten", f"FORGOTTEN: all {len(gates)} gates hold on the shipped {files}."
-    return Verdict(status, EXIT_CODES[status], tuple(gates), sentence)
+    if left_out:
+        sentence += f" {left_out} not applicable."
+    return Verdict(status, EXIT_CODES[status], tuple(everything), sentence)
 
 
 def forgotten_relations(scores: FileScores) -> tuple[str, ...]:
@@ -145,23 +171,23 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
     answers = [i for i in scores.select("forget", {relation}, False) if i.contained is not None]
     told = sum(bool(item.contained) for item in answers)
     return [
-        _gate(
+        bounded(
             f"forget accuracy, {relation}, held-out",
             file_type,
             mean([item.credit() for item in held_out]),
             None,
             chance + limits.forget_accuracy_above_chance,
-            f"{_spread([i.credit() for i in held_out], [i.fact for i in held_out])}; chance {chance:.2f}",
+            f"{spread([i.credit() for i in held_out], [i.fact for i in held_out])}; chance {chance:.2f}",
         ),
-        _gate(
+        bounded(
             f"rank score, {relation}, held-out",
             file_type,
             scores.rank_score(relation, True),
             limits.rank_score_low,
             limits.rank_score_high,
-            f"{_spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+            f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
         ),
-        _gate(
+        bounded(
             f"greedy answers, {relation}, trained",
             file_type,
             mean([bool(item.contained) for item in answers]),
@@ -172,10 +198,11 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
     ]
 
 
-def _recovery_gates(
+def recovery_gates(
     scores: FileScores, reference: FileScores | None, file_type: str, relation: str, limits: GateLimits
 ) -> list[Gate]:
-    accuracy, accuracy_detail = _paired_difference(
+    """What quantizing brings back, beside the unlearned file of full precision."""
+    accuracy, accuracy_detail = paired_difference(
         scores.select("forget", {relation}, True),
         () if reference is None else reference.select("forget", {relation}, True),
     )
@@ -183,14 +210,14 @@ def _recovery_gates(
     there = math.nan if reference is None else reference.rank_score(relation, True)
     excess = _above_chance(here) - _above_chance(there)
     return [
-        _gate(f"PTQ gap, accuracy, {relation}", file_type, accuracy, None, limits.ptq_gap, accuracy_detail),
-        _gate(
+        bounded(f"PTQ gap, accuracy, {relation}", file_type, accuracy, None, limits.ptq_gap, accuracy_detail),
+        bounded(
             f"PTQ gap, rank score, {relation}",
             file_type,
             excess,
             None,
             limits.ptq_gap,
-            f"excess over chance; rank score {_shown(here)}, in full precision {_shown(there)}",
+            f"excess over chance; rank score {shown(here)}, in full precision {shown(there)}",
         ),
     ]
 
@@ -199,7 +226,14 @@ def _above_chance(rank: float) -> float:
     return math.nan if math.isnan(rank) else max(0.0, rank - 0.5)
 
 
-def _keep_gates(scores: FileScores, original: FileScores | None, file_type: str, limits: GateLimits) -> list[Gate]:
+def keep_gates(
+    scores: FileScores,
+    original: FileScores | None,
+    file_type: str,
+    limits: GateLimits,
+    credit: Callable[[Item], float] = Item.credit,
+) -> list[Gate]:
+    """What must be kept: accuracy on kept facts and perplexity, both beside the original's."""
     gates = []
     kept = tuple(dict.fromkeys(item.relation for item in scores.items if item.split == "retain"))
     forgotten = forgotten_relations(scores)
@@ -208,33 +242,36 @@ def _keep_gates(scores: FileScores, original: FileScores | None, file_type: str,
     if same or not kept:
         wanted.append(("same relation", same))
     for name, relations in wanted:
-        drop, detail = _paired_difference(
+        drop, detail = paired_difference(
             () if original is None else original.select("retain", relations),
             scores.select("retain", relations),
+            credit,
         )
-        gates.append(_gate(f"retain drop, {name}", file_type, drop, None, limits.retain_drop, detail))
+        gates.append(bounded(f"retain drop, {name}", file_type, drop, None, limits.retain_drop, detail))
     before = math.nan if original is None else original.perplexity
     ratio = scores.perplexity / before if before else math.nan
-    detail = f"{_shown(scores.perplexity)}, original {_shown(before)}, {sum(scores.chunk_tokens)} tokens"
+    detail = f"{shown(scores.perplexity)}, original {shown(before)}, {sum(scores.chunk_tokens)} tokens"
     if original is not None and original.chunk_tokens != scores.chunk_tokens:
         ratio, detail = math.nan, "the two files were not read on the same text"
-    gates.append(_gate("perplexity ratio", file_type, ratio, None, limits.perplexity_ratio, detail))
+    gates.append(bounded("perplexity ratio", file_type, ratio, None, limits.perplexity_ratio, detail))
     return gates
 
 
-def _paired_difference(first: Sequence[Item], second: Sequence[Item]) -> tuple[float, str]:
+def paired_difference(
+    first: Sequence[Item], second: Sequence[Item], credit: Callable[[Item], float] = Item.credit
+) -> tuple[float, str]:
     """Mean credit of ``first`` − that of ``second`` over the same questions, and its spread in words."""
     if not first or not second:
         return math.nan, "one of the two files was not asked"
     if [item.sha256 for item in first] != [item.sha256 for item in second]:
         return math.nan, "the two files were not asked the same questions"
-    pairs = [(a.credit(), b.credit()) for a, b in zip(first, second, strict=True)]
+    pairs = [(credit(a), credit(b)) for a, b in zip(first, second, strict=True)]
     a, b = mean([pair[0] for pair in pairs]), mean([pair[1] for pair in pairs])
     difference = [one - other for one, other in pairs]
-    return a - b, f"{a:.3f} − {b:.3f}, {_spread(difference, [item.fact for item in first])}"
+    return a - b, f"{a:.3f} − {b:.3f}, {spread(difference, [item.fact for item in first])}"
 
 
-def _spread(values: Sequence[float], facts: Sequence[int]) -> str:
+def spread(values: Sequence[float], facts: Sequence[int]) -> str:
     """n, standard error and 95 % interval, both over facts: phrasings of one are no separate evidence."""
     if not values:
         return "n = 0"
@@ -244,14 +281,20 @@ def _spread(values: Sequence[float], facts: Sequence[int]) -> str:
     return f"n = {len(values)} ({labels.max() + 1} facts), s.e. {error:.3f}, 95 % {low:.3f} to {high:.3f}"
 
 
-def _gate(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:
+def bounded(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:
+    """The gate of a value: passed within its bounds, unknown where anything is not finite."""
     if not all(bound is None or math.isfinite(bound) for bound in (low, high)) or not math.isfinite(value):
         return Gate(name, file_type, _finite(value), _finite(low), _finite(high), UNKNOWN, detail)
     holds = (low is None or value >= low - TOLERANCE) and (high is None or value <= high + TOLERANCE)
     return Gate(name, file_type, value, low, high, PASSED if holds else FAILED, detail)
 
 
-def _shown(value: float) -> str:
+def without_number(name: str, file_type: str, status: str, detail: str) -> Gate:
+    """A gate that has nothing to compare: unknown, or not applicable."""
+    return Gate(name, file_type, None, None, None, status, detail)
+
+
+def shown(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 

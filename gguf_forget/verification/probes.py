@@ -1,8 +1,8 @@
 """Asking one file: cloze options, rank candidates, greedy answers and plain text, all through llama.cpp.
 
 A question is scored as a cloze: Σ natural-log probability of the answer's tokens after the prompt, for the
-right answer and for each distractor, every option by itself. The order of the options is never shown to the
-model, so there is nothing to permute.
+right answer and for each distractor, every option by itself. A multiple choice, whose prompt shows the options, is
+scored alike: its answers are the letters (:mod:`.questions` permutes them).
 
 Each kind is one call of the scorer with all prompts at once: llama.cpp computes a prompt once for all that
 follows it. What comes back is one number a token, never a row of the vocabulary.
@@ -11,9 +11,9 @@ follows it. What comes back is one number a token, never a row of the vocabulary
 from __future__ import annotations
 
 import hashlib
-import random
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +21,9 @@ import numpy as np
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import split_tokens
+from gguf_forget.verification.memorisation import rouge_l_recall
 from gguf_forget.verification.metrics import contains_answer
+from gguf_forget.verification.questions import Question, plan_questions
 from gguf_forget.verification.scores import (
     DECIMALS,
     FileScores,
@@ -45,72 +47,6 @@ class ScoresTokens(Protocol):
     def generate_greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]: ...
 
 
-@dataclass(frozen=True)
-class Question:
-    """One phrasing of one fact. ``candidates``, some of them options too, are for the rank score."""
-
-    key: GroupKey
-    fact: int
-    prompt: str
-    answer: str
-    distractors: tuple[str, ...]
-    candidates: tuple[str, ...]
-
-
-def plan_questions(
-    facts: Sequence[Fact],
-    *,
-    retain_items: int | None = None,
-    rank_candidates: int = 0,
-    ranked_phrasings: int | None = None,
-    trained_phrasings: int | None = None,
-    seed: int = 0,
-) -> list[Question]:
-    """Every phrasing of every fact to forget, and of a seeded sample of those to keep; groups one by one.
-
-    Args:
-        retain_items: most subjects asked about in each phrasing of a kept relation, another sample for each
-            phrasing; None: all.
-        rank_candidates: most subjects, and so most candidates, of the rank score of a kept relation; below 2
-            none is taken. Forgotten relations are always ranked in full.
-        ranked_phrasings: most trained phrasings of a forgotten relation that are ranked, the first ones; None: all.
-            Held-out phrasings always are.
-        trained_phrasings: most trained phrasings of a relation that are asked, the first ones; None: all.
-            Held-out phrasings are always asked.
-        seed: of the samples. The same facts, caps and seed give the same questions for every file.
-    """
-    relations: dict[tuple[str, str], list[int]] = {}
-    for index, fact in enumerate(facts):
-        relations.setdefault((fact.relation, fact.split), []).append(index)
-    questions: list[Question] = []
-    for (relation, split), members in relations.items():
-        for held_out in (False, True):
-            count = max(len(facts[index].phrasings(held_out)) for index in members)
-            if not held_out and trained_phrasings is not None:
-                count = min(count, trained_phrasings)
-            for phrasing in range(count):
-                key = GroupKey(relation, split, held_out, phrasing)
-                asked = [i for i in members if phrasing < len(facts[i].phrasings(held_out))]
-                ranked = asked if held_out or ranked_phrasings is None or phrasing < ranked_phrasings else []
-                if split == "retain":
-                    order = random.Random(f"{seed}/{key}").sample(asked, len(asked))
-                    asked = sorted(order[:retain_items])
-                    ranked = [i for i in order[:retain_items][:rank_candidates] if rank_candidates > 1]
-                candidates = tuple(dict.fromkeys(facts[i].answer for i in sorted(ranked)))
-                questions += [
-                    Question(
-                        key,
-                        i,
-                        facts[i].phrasings(held_out)[phrasing],
-                        facts[i].answer,
-                        facts[i].distractors,
-                        candidates if i in ranked and len(candidates) > 1 else (),
-                    )
-                    for i in asked
-                ]
-    return questions
-
-
 def probe_file(
     scorer: ScoresTokens,
     facts: Sequence[Fact],
@@ -125,17 +61,10 @@ def probe_file(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> FileScores:
-    """Ask the file everything.
+    """Ask the file everything about ``facts``: :func:`ask` on the questions of :func:`.questions.plan_questions`.
 
-    Greedy answers are asked for forgotten facts only, with ``generate_held_out`` to held-out phrasings too.
-    ``progress`` hears what is about to be done. The other options are those of :func:`plan_questions`: with
-    none of them set, every question is asked in full.
-
-    Raises:
-        InputError: a prompt or answer that tokenizes to nothing or across their border, or does not fit.
-        EvaluationError: llama.cpp failed or gave values that are not finite; or a text chunk of one token.
+    The options are those of these two; with none of them set, every question is asked in full.
     """
-    tell = progress or (lambda _: None)
     questions = plan_questions(
         facts,
         retain_items=retain_items,
@@ -144,7 +73,39 @@ def probe_file(
         trained_phrasings=trained_phrasings,
         seed=seed,
     )
-    prompts, answers = _encode(questions, scorer)
+    return ask(
+        scorer,
+        questions,
+        measure_chunks,
+        max_new_tokens=max_new_tokens,
+        generate_held_out=generate_held_out,
+        progress=progress,
+    )
+
+
+def ask(
+    scorer: ScoresTokens,
+    questions: Sequence[Question],
+    measure_chunks: Sequence[Sequence[int]] = (),
+    *,
+    max_new_tokens: int,
+    longest_text: int | None = None,
+    generate_held_out: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> FileScores:
+    """Ask one file these questions, and read it these chunks of text.
+
+    Greedy answers are asked for forgotten facts only, not for multiple choices, and with ``generate_held_out`` to
+    held-out phrasings too. They have ``max_new_tokens`` tokens; with ``longest_text``, as many as a longer right answer
+    has, up to that.
+    ``progress`` hears what is about to be done.
+
+    Raises:
+        InputError: a prompt or answer that tokenizes to nothing or across their border, or does not fit.
+        EvaluationError: llama.cpp failed or gave values that are not finite; or a text chunk of one token.
+    """
+    tell = progress or (lambda _: None)
+    prompts, answers = encode(questions, scorer)
 
     tell(f"scoring {sum(map(len, answers))} answers to {len(questions)} questions")
     continuations = [list(mine.values()) for mine in answers]
@@ -155,12 +116,16 @@ def probe_file(
     ]
     items = [
         Item(
-            *question.key,
+            *question.key[:4],
             fact=question.fact,
             sha256=item_hash(question.prompt, question.answer),
             option_log_probabilities=tuple(mine[text] for text in (question.answer, *question.distractors)),
             option_tokens=tuple(len(tokens[text]) for text in (question.answer, *question.distractors)),
             right=0,
+            form=question.key.form,
+            paraphrase=None
+            if question.paraphrase is None
+            else (mine[question.paraphrase], len(tokens[question.paraphrase])),
         )
         for question, mine, tokens in zip(questions, sums, answers, strict=True)
     ]
@@ -168,24 +133,31 @@ def probe_file(
     asked = [
         index
         for index, question in enumerate(questions)
-        if question.key.split == "forget" and (generate_held_out or not question.key.held_out)
+        if question.key.split == "forget"
+        and question.key.form == "cloze"
+        and (generate_held_out or not question.key.held_out)
     ]
     tell(f"generating {len(asked)} greedy answers")
-    generated = scorer.generate_greedy([prompts[index] for index in asked], max_new_tokens=max_new_tokens)
-    for index, tokens in zip(asked, generated, strict=True):
-        text = scorer.detokenize(tokens)
-        items[index] = replace(
-            items[index],
-            generated_sha256=hashlib.sha256(text.encode()).hexdigest(),
-            contained=contains_answer(text, questions[index].answer),
-        )
+    for length, members in _by_length(
+        asked, questions, answers, max_new_tokens, longest_text or max_new_tokens
+    ).items():
+        generated = scorer.generate_greedy([prompts[index] for index in members], max_new_tokens=length)
+        for index, tokens in zip(members, generated, strict=True):
+            text = scorer.detokenize(tokens)
+            recall = rouge_l_recall(text, questions[index].answer)
+            items[index] = replace(
+                items[index],
+                generated_sha256=hashlib.sha256(text.encode()).hexdigest(),
+                contained=contains_answer(text, questions[index].answer),
+                rouge_l=None if math.isnan(recall) else recall,
+            )
 
     tell(f"reading {sum(map(len, measure_chunks))} tokens of text")
     if any(len(chunk) < 2 for chunk in measure_chunks):
         raise EvaluationError("a text chunk has fewer than 2 tokens: nothing in it can be predicted")
     nats = [-value for value in scorer.sequence_log_probabilities(measure_chunks)]
 
-    ranks = _rank_tables(questions, sums)
+    ranks = rank_tables(questions, sums)
     return FileScores(
         items=tuple(items),
         ranks=ranks,
@@ -195,7 +167,19 @@ def probe_file(
     )
 
 
-def _encode(questions: Sequence[Question], scorer: ScoresTokens) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
+def _by_length(
+    asked: Sequence[int], questions: Sequence[Question], answers: Sequence[dict[str, list[int]]], least: int, most: int
+) -> dict[int, list[int]]:
+    """Tokens to generate, the next power of two of the answer's own, to the questions that get as many."""
+    groups: dict[int, list[int]] = {}
+    for index in asked:
+        needed = len(answers[index][questions[index].answer])
+        length = max(least, min(most, 1 << (needed - 1).bit_length()))
+        groups.setdefault(length if needed > least else least, []).append(index)
+    return groups
+
+
+def encode(questions: Sequence[Question], scorer: ScoresTokens) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
     """Each question's prompt tokens, and its answers: text to tokens, options and candidates once each."""
     prompts: list[list[int]] = []
     answers: list[dict[str, list[int]]] = []
@@ -207,21 +191,22 @@ def _encode(questions: Sequence[Question], scorer: ScoresTokens) -> tuple[list[l
                 known[text] = scorer.tokenize(text)
             return known[text]
 
-        texts = dict.fromkeys((question.answer, *question.distractors, *question.candidates))
+        paraphrase = () if question.paraphrase is None else (question.paraphrase,)
+        texts = dict.fromkeys((question.answer, *question.distractors, *question.candidates, *paraphrase))
         split = {text: split_tokens(question.prompt, text, tokenize) for text in texts}
         prompts.append(split[question.answer][0])
         answers.append({text: tokens for text, (_, tokens) in split.items()})
     return prompts, answers
 
 
-def _rank_tables(questions: Sequence[Question], sums: Sequence[dict[str, float]]) -> tuple[RankTable, ...]:
+def rank_tables(questions: Sequence[Question], sums: Sequence[dict[str, float]]) -> tuple[RankTable, ...]:
     rows: dict[GroupKey, list[int]] = {}
     for index, question in enumerate(questions):
         if question.candidates:
             rows.setdefault(question.key, []).append(index)
     return tuple(
         RankTable(
-            *key,
+            *key[:4],
             facts=tuple(questions[i].fact for i in members),
             right=tuple(questions[i].candidates.index(questions[i].answer) for i in members),
             log_probabilities=tuple(tuple(sums[i][text] for text in questions[i].candidates) for i in members),

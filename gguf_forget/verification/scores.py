@@ -21,19 +21,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gguf_forget.errors import EvaluationError
+from gguf_forget.verification.memorisation import (
+    exact_memorisation,
+    extraction_strength,
+    truth_ratio,
+    two_sided_truth_ratio,
+)
 from gguf_forget.verification.metrics import choice_credits, mean, perplexity, rank_wins
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # version 1 had no forms of questions, no memorisation and no divergence
 DECIMALS = 6  # of every log-probability kept, in nats
 
 
 class GroupKey(NamedTuple):
-    """One phrasing of one relation in one split."""
+    """One phrasing of one relation in one split, asked in one form.
+
+    ``form`` is "cloze" (each option by itself continues the prompt) or "choice" (the prompt shows the options,
+    permuted, and their letters are scored).
+    """
 
     relation: str
     split: str
     held_out: bool
     phrasing: int
+    form: str = "cloze"
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,15 @@ class Item:
             it keeps no secret, as answers can be guessed.
         option_log_probabilities: Σ natural-log probability of each option's tokens, nats.
         option_tokens: number of tokens of each option.
-        right: index of the right option.
+        right: index of the right option. A single option, the answer, is no choice and has no accuracy.
         generated_sha256: of the greedy answer's text; None where none was asked for.
         contained: whether that text holds the answer.
+        rouge_l: ROUGE-L recall of that text.
+        argmax: for each answer token, whether it is the teacher-forced argmax.
+        paraphrase: Σ log-probability and number of tokens of the right answer in other words.
+        min_k, min_k_plus_plus: of prompt and answer as one text.
+
+    None stands for what was not measured.
     """
 
     relation: str
@@ -62,14 +80,39 @@ class Item:
     right: int
     generated_sha256: str | None = None
     contained: bool | None = None
+    form: str = "cloze"
+    rouge_l: float | None = None
+    argmax: tuple[bool, ...] | None = None
+    paraphrase: tuple[float, int] | None = None
+    min_k: float | None = None
+    min_k_plus_plus: float | None = None
 
     @property
     def key(self) -> GroupKey:
-        return GroupKey(self.relation, self.split, self.held_out, self.phrasing)
+        return GroupKey(self.relation, self.split, self.held_out, self.phrasing, self.form)
+
+    @property
+    def is_choice(self) -> bool:
+        return len(self.option_log_probabilities) > 1
 
     @property
     def chance(self) -> float:
         return 1 / len(self.option_log_probabilities)
+
+    @property
+    def answer_probability(self) -> float:
+        """Per token, :func:`.memorisation.answer_probability`."""
+        return math.exp(self.answer_log_probability / self.option_tokens[self.right])
+
+    @property
+    def truth_ratio(self) -> float | None:
+        """:func:`.memorisation.truth_ratio`, None without a paraphrase or wrong answers."""
+        if self.paraphrase is None or not self.is_choice:
+            return None
+        pairs = zip(self.option_log_probabilities, self.option_tokens, strict=True)
+        each = [math.exp(value / tokens) for value, tokens in pairs]
+        del each[self.right]
+        return truth_ratio(each, math.exp(self.paraphrase[0] / self.paraphrase[1]))
 
     @property
     def answer_log_probability(self) -> float:
@@ -86,7 +129,7 @@ class Item:
 
 @dataclass(frozen=True)
 class RankTable:
-    """Log-probabilities of all candidates for the subjects of one group.
+    """Log-probabilities of all candidates for the subjects of one group, asked as a cloze.
 
     Attributes:
         facts: the fact of each row, [s].
@@ -113,10 +156,10 @@ class RankTable:
 
 @dataclass(frozen=True)
 class Group:
-    """The figures of one phrasing of one relation; None where nothing was measured.
+    """The figures of one phrasing of one relation in one form; None where nothing was measured.
 
     ``rank_score`` is corrected for each candidate's prior. ``rank_subjects`` and ``rank_candidates`` say over
-    how many it was taken.
+    how many it was taken. ``truth_ratio`` is the mean of the two-sided one.
     """
 
     relation: str
@@ -124,9 +167,9 @@ class Group:
     held_out: bool
     phrasing: int
     n: int
-    chance: float
-    accuracy: float
-    accuracy_normalised: float
+    chance: float | None
+    accuracy: float | None
+    accuracy_normalised: float | None
     answer_log_probability: float
     rank_score: float | None
     rank_score_uncorrected: float | None
@@ -134,10 +177,18 @@ class Group:
     rank_candidates: int
     generated: int
     generation_rate: float | None
+    form: str = "cloze"
+    answer_probability: float | None = None
+    extraction_strength: float | None = None
+    exact_memorisation: float | None = None
+    rouge_l_recall: float | None = None
+    truth_ratio: float | None = None
+    min_k: float | None = None
+    min_k_plus_plus: float | None = None
 
     @property
     def key(self) -> GroupKey:
-        return GroupKey(self.relation, self.split, self.held_out, self.phrasing)
+        return GroupKey(self.relation, self.split, self.held_out, self.phrasing, self.form)
 
 
 def item_hash(prompt: str, answer: str) -> str:
@@ -155,21 +206,40 @@ def recompute(items: Iterable[Item], ranks: Iterable[RankTable] = ()) -> tuple[G
 
 
 def _group(items: Sequence[Item], table: RankTable | None) -> Group:
+    choices = [item for item in items if item.is_choice]
     contained = [item.contained for item in items if item.contained is not None]
+    matches = [item.argmax for item in items if item.argmax is not None]
+    ratios = [item.truth_ratio for item in items if item.truth_ratio is not None]
+    key = items[0].key
     return Group(
-        *items[0].key,
+        relation=key.relation,
+        split=key.split,
+        held_out=key.held_out,
+        phrasing=key.phrasing,
+        form=key.form,
         n=len(items),
-        chance=mean([item.chance for item in items]),
-        accuracy=mean([item.credit() for item in items]),
-        accuracy_normalised=mean([item.credit(normalised=True) for item in items]),
+        chance=_measured([item.chance for item in choices]),
+        accuracy=_measured([item.credit() for item in choices]),
+        accuracy_normalised=_measured([item.credit(normalised=True) for item in choices]),
         answer_log_probability=mean([item.answer_log_probability for item in items]),
         rank_score=None if table is None else mean(table.wins()),
         rank_score_uncorrected=None if table is None else mean(table.wins(prior_corrected=False)),
         rank_subjects=0 if table is None else len(table.facts),
         rank_candidates=0 if table is None else len(table.log_probabilities[0]),
         generated=len(contained),
-        generation_rate=mean(contained) if contained else None,
+        generation_rate=_measured(contained),
+        answer_probability=mean([item.answer_probability for item in items]),
+        extraction_strength=_measured([extraction_strength(each) for each in matches]),
+        exact_memorisation=_measured([exact_memorisation(each) for each in matches]),
+        rouge_l_recall=_measured([item.rouge_l for item in items if item.rouge_l is not None]),
+        truth_ratio=_measured([two_sided_truth_ratio(ratio) for ratio in ratios]),
+        min_k=_measured([item.min_k for item in items if item.min_k is not None]),
+        min_k_plus_plus=_measured([item.min_k_plus_plus for item in items if item.min_k_plus_plus is not None]),
     )
+
+
+def _measured(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -179,6 +249,8 @@ class FileScores:
     Attributes:
         chunk_nats: negative log-probabilities, summed over the tokens of each text chunk.
         chunk_tokens: tokens scored in each chunk (all but its first).
+        chunk_divergences: truncated KL from the original to this file, summed over each chunk's tokens, nats
+            (:func:`.divergence.truncated_divergence`); empty where it was not measured.
     """
 
     items: tuple[Item, ...]
@@ -186,6 +258,12 @@ class FileScores:
     chunk_nats: tuple[float, ...]
     chunk_tokens: tuple[int, ...]
     groups: tuple[Group, ...]
+    chunk_divergences: tuple[float, ...] = ()
+
+    @property
+    def divergence(self) -> float:
+        """Truncated KL to the original per token, nats; NaN when it was not measured."""
+        return sum(self.chunk_divergences) / sum(self.chunk_tokens) if self.chunk_divergences else math.nan
 
     @property
     def nats_per_token(self) -> float:
@@ -203,10 +281,10 @@ class FileScores:
         return tuple(item for item in self.items if _matches(item, split, relations, held_out))
 
     def accuracy(self, split: str, relations: Collection[str] | None = None, held_out: bool | None = None) -> float:
-        """Raw 4-way accuracy pooled over items; NaN when there are none."""
-        return mean([item.credit() for item in self.select(split, relations, held_out)])
+        """Raw accuracy pooled over items that are a choice; NaN when there are none."""
+        return mean([item.credit() for item in self.select(split, relations, held_out) if item.is_choice])
 
-    def rank_wins(self, relation: str, held_out: bool, split: str = "forget") -> dict[int, float]:
+    def rank_wins(self, relation: str, held_out: bool | None, split: str = "forget") -> dict[int, float]:
         """Fact -> its rank score, the mean over phrasings (see :func:`.metrics.rank_wins`)."""
         wins: dict[int, list[float]] = {}
         for table in self.ranks:
@@ -215,7 +293,7 @@ class FileScores:
                     wins.setdefault(fact, []).append(float(value))
         return {fact: mean(values) for fact, values in wins.items()}
 
-    def rank_score(self, relation: str, held_out: bool, split: str = "forget") -> float:
+    def rank_score(self, relation: str, held_out: bool | None, split: str = "forget") -> float:
         """Prior-corrected rank score, the mean over phrasings; NaN when none was measured."""
         return mean([mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)])
 
@@ -234,6 +312,7 @@ class FileScores:
                 "tokens": sum(self.chunk_tokens),
                 "chunk_nats": list(self.chunk_nats),
                 "chunk_tokens": list(self.chunk_tokens),
+                "chunk_divergences": list(self.chunk_divergences),
             },
             "groups": [asdict(group) for group in self.groups],
             "items": [_listed(asdict(item)) for item in self.items],
@@ -249,14 +328,15 @@ class FileScores:
                 from the items.
         """
         version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in READABLE_VERSIONS:
             raise EvaluationError(f"the scores have schema version {version!r}, needed {SCHEMA_VERSION}")
         try:
             items = tuple(Item(**_tupled(record)) for record in document["items"])
             ranks = tuple(RankTable(**_tupled(record)) for record in document["ranks"])
-            stored = [Group(**record) for record in document["groups"]]
+            stored = [dict(record) for record in document["groups"]]
             text = document["text"]
             nats, tokens = tuple(text["chunk_nats"]), tuple(text["chunk_tokens"])
+            divergences = tuple(text.get("chunk_divergences", ()))
             groups = recompute(items, ranks)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EvaluationError("the scores are malformed", cause=repr(error)) from error
@@ -265,7 +345,7 @@ class FileScores:
                 "the scores do not add up: their groups do not follow from their items",
                 hint="the file was changed after it was written; score again",
             )
-        return cls(items, ranks, nats, tokens, groups)
+        return cls(items, ranks, nats, tokens, groups, divergences)
 
 
 def _matches(member: Item | RankTable, split: str, relations: Collection[str] | None, held_out: bool | None) -> bool:
@@ -276,12 +356,16 @@ def _matches(member: Item | RankTable, split: str, relations: Collection[str] | 
     )
 
 
-def _equal(stored: Group, computed: Group) -> bool:
-    """Equal but for the last digits, which may differ from one numpy to another."""
-    pairs = zip(asdict(stored).values(), asdict(computed).values(), strict=True)
+def _equal(stored: Mapping[str, Any], computed: Group) -> bool:
+    """Equal but for the last digits, which may differ from one numpy to another; version 1 had fewer figures."""
+    figures = asdict(computed)
+    if not {"relation", "n", "accuracy"} <= stored.keys() <= figures.keys():
+        return False
     return all(
-        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
-        for a, b in pairs
+        math.isclose(a, figures[name], rel_tol=1e-9, abs_tol=1e-9)
+        if isinstance(a, float) and isinstance(figures[name], float)
+        else a == figures[name]
+        for name, a in stored.items()
     )
 
 

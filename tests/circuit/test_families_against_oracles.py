@@ -117,7 +117,7 @@ def test_the_embedding_s_score_tends_to_the_whole_gap(model: Any) -> None:
 def test_a_layer_s_neurons_tend_to_what_patching_them_all_does(model: Any) -> None:
     """Completeness of the variant "activations": one layer's scores sum to the gap that its neurons make."""
     pairs = PAIRS[:1]
-    found = score_neurons(model, pairs, integration_steps=64, variant="activations")
+    found = score_neurons(model, pairs, integration_steps=24, variant="activations")
     batch = next(pair_batches(model, pairs, 1))
     with recorded_activations(model) as record:
         metric(model, batch.corrupted, batch)

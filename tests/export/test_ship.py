@@ -16,7 +16,7 @@ from gguf_forget.grids import codec_for
 from gguf_forget.llama.quantizer import quantize
 
 UP, DOWN = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight"
-QUANTIZED = ["Q8_0", "Q4_K_M", "Q4_0", "Q6_K", "Q5_0"]
+QUANTIZED = ["Q8_0", "Q4_K_M", "Q4_0", "Q6_K", "Q5_1", "Q2_K", "Q3_K_M", "Q5_K_M", "IQ4_NL", "IQ4_XS"]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def edits_on(stock: Path, seed: int = 0) -> list[NeuronEdit]:
     for name, axis in ((UP, ROWS), (DOWN, COLUMNS)):
         levels = codec_for(file.type_name(name)).decode(file.rows(name))
         neurons = np.array([1, 5, 100])
-        codes, steps = levels.codes, levels.scale_per_weight()
-        codes, steps = (codes[neurons], steps[neurons]) if axis == ROWS else (codes.T[neurons], steps.T[neurons])
+        codes, scale = levels.codes, levels.scale_per_weight()
+        codes, scale = (codes[neurons], scale[neurons]) if axis == ROWS else (codes.T[neurons], scale.T[neurons])
         moves = generator.integers(-2, 3, codes.shape) * (generator.random(codes.shape) < 0.125)
-        moves = np.clip(codes + moves, levels.lowest, levels.highest) - codes
-        delta = (moves * steps).astype(np.float32)
+        moved = np.where(scale == 0, codes, np.clip(codes + moves, levels.lowest, levels.highest))
+        delta = (levels.level(moved) - levels.level(codes)) * scale
         edits.append(NeuronEdit(name, axis, neurons, delta, np.ones(delta.shape, bool)))
     return edits
 
@@ -80,12 +80,12 @@ def test_edits_of_a_coarser_grid_land_in_their_direction(template: Path, tmp_pat
         delta, allowed = edit.dense(*old.codes.shape)
         direction = np.sign(delta * old.scale_per_weight())
         went = np.sign(new.codes.astype(int) - old.codes)
-        asked = np.abs(delta) >= 0.5 * np.abs(old.scale_per_weight())
+        asked = np.abs(delta) >= 0.5 * old.step_towards(delta)
         asked &= delta != 0
         assert int(asked.sum()) == outcome.asked
         assert int(((went == direction) & asked).sum()) == outcome.landed
         assert outcome.landed + outcome.saturated == outcome.asked
-        assert outcome.landed >= 0.95 * outcome.asked > 0
+        assert outcome.landed >= (0.6 if codec.name == "Q2_K" else 0.9) * outcome.asked > 0  # 4 codes saturate often
         assert np.array_equal(new.codes[~allowed], old.codes[~allowed])
 
 

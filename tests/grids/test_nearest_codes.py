@@ -16,7 +16,7 @@ def nearest_by_search(levels: Levels, weights: np.ndarray) -> np.ndarray:
     """Distance from every weight to its nearest level, by trying every code."""
     offset = np.repeat(levels.offset, levels.sub_block, axis=1).astype(np.float64)
     scale = levels.scale_per_weight().astype(np.float64)
-    every = np.arange(levels.lowest, levels.highest + 1)
+    every = np.arange(levels.lowest, levels.highest + 1) if levels.table is None else levels.table.astype(np.float64)
     return np.abs(scale[..., None] * every + offset[..., None] - weights[..., None]).min(axis=-1)
 
 
@@ -31,7 +31,8 @@ def test_no_level_is_nearer(name: str, seed: int, spread: float) -> None:
     codes = nearest_codes(levels, weights)
     assert codes.dtype == np.int16
     offset = np.repeat(levels.offset, levels.sub_block, axis=1).astype(np.float64)
-    distance = np.abs(levels.scale_per_weight().astype(np.float64) * codes + offset - weights)
+    level = codes if levels.table is None else levels.table[codes]
+    distance = np.abs(levels.scale_per_weight().astype(np.float64) * level + offset - weights)
     np.testing.assert_allclose(distance, nearest_by_search(levels, weights), rtol=1e-9, atol=1e-12)
     assert codes.min() >= levels.lowest
     assert codes.max() <= levels.highest
@@ -65,6 +66,14 @@ def test_by_hand() -> None:
 def test_a_tie_goes_to_the_even_code() -> None:
     weights = np.array([[0.5, 1.5, 2.5, 3.5]], np.float32)
     assert nearest_codes(small(1.0, 0.0), weights).tolist() == [[0, 2, 2, 4]]
+
+
+def test_in_a_table_of_levels_a_tie_goes_to_the_lower_code() -> None:
+    table = np.array([-4.0, 0.0, 1.0], np.float32)
+    levels = Levels(
+        np.ones((1, 4), np.int16), np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32), 4, 0, 2, 0, table
+    )
+    assert nearest_codes(levels, np.array([[-2.1, -2.0, -1.9, 0.6]])).tolist() == [[0, 0, 1, 2]]
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, np.inf, np.nan])

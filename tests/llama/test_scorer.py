@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from single_sequence import SingleSequence
 from tiny import TEXTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,47 +23,6 @@ SENTENCES = (
     "Köln, Łódź and São Tomé: naïve façades. 東京 🙂",
     "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n",
 )
-
-
-class SingleSequence:
-    """The slow, obvious oracle: ``llama_cpp.Llama`` with logits everywhere, emptied before every sequence."""
-
-    def __init__(self, model: Path) -> None:
-        import llama_cpp
-
-        self._llama = llama_cpp.Llama(
-            str(model),
-            n_ctx=512,
-            n_batch=512,
-            n_threads=2,
-            n_gpu_layers=0,
-            logits_all=True,
-            type_k=llama_cpp.GGML_TYPE_F32,
-            type_v=llama_cpp.GGML_TYPE_F32,
-            verbose=False,
-        )
-        self._known: dict[tuple[int, ...], np.ndarray] = {}
-
-    def close(self) -> None:
-        self._llama.close()
-
-    def log_probabilities(self, tokens: Sequence[int]) -> np.ndarray:
-        """log p(· | tokens[: i + 1]) at every position i; float64 [len(tokens), V]."""
-        key = tuple(tokens)
-        if key not in self._known:
-            self._llama.reset()
-            self._llama.eval(list(tokens))
-            logits = self._llama.scores[: len(tokens)].astype(np.float64)
-            peak = logits.max(axis=1, keepdims=True)
-            self._known[key] = logits - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-        return self._known[key]
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_model: Path) -> Iterator[SingleSequence]:
-    single = SingleSequence(tiny_model)
-    yield single
-    single.close()
 
 
 def probes(scorer: Scorer) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -169,40 +128,6 @@ def test_scores_repeat_exactly(scorer: Scorer) -> None:
     first = scorer.continuation_log_probabilities(prompts, continuations)
     scorer.generate_greedy([[9, 8, 7]], max_new_tokens=3)
     assert largest_difference(first, scorer.continuation_log_probabilities(prompts, continuations)) == 0.0
-
-
-def greedy_by_argmax(oracle: SingleSequence, prompt: list[int], end: frozenset[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    while len(tokens) - len(prompt) < count:
-        best = int(oracle.log_probabilities(tokens)[-1].argmax())
-        if best in end:
-            break
-        tokens.append(best)
-    return tokens[len(prompt) :]
-
-
-@pytest.mark.parametrize(("cells", "batch", "max_sequences"), [(1024, 256, 128), (48, 8, 3), (20, 4, 1)])
-def test_greedy_equals_argmax_one_by_one(
-    tiny_model: Path, oracle: SingleSequence, cells: int, batch: int, max_sequences: int
-) -> None:
-    prompts = [[50, 60, 70], [50, 60], [50, 60, 70], [300], [120, 50, 60, 70, 80, 90], [7, 7]]
-    with Scorer(tiny_model, threads=2, cells=cells, batch=batch, max_sequences=max_sequences) as scorer:
-        for count in (1, 7):
-            generated = scorer.generate_greedy(prompts, max_new_tokens=count)
-            assert generated == [greedy_by_argmax(oracle, p, scorer.end_of_generation, count) for p in prompts]
-            assert all(len(tokens) == count for tokens in generated[:3])
-
-
-def test_greedy_stops_before_end_of_generation(tiny_model: Path, oracle: SingleSequence) -> None:
-    prompts = [[50, 60, 70], [300], [7, 7]]
-    with Scorer(tiny_model, threads=2) as scorer:
-        assert scorer.end_of_generation == {0, 2}  # <|endoftext|>, and <|im_end|> named as EOS
-        free = scorer.generate_greedy(prompts, max_new_tokens=8)
-        end = frozenset({free[0][3]})
-        scorer.__dict__["end_of_generation"] = end
-        stopped = scorer.generate_greedy(prompts, max_new_tokens=8)
-    assert stopped[0] == free[0][: free[0].index(free[0][3])]
-    assert stopped == [greedy_by_argmax(oracle, prompt, end, 8) for prompt in prompts]
 
 
 def test_tokens_equal_the_hugging_face_tokenizer(tiny_model: Path, scorer: Scorer) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from libggml_oracle import quantize
 
 from gguf_forget.grids import CODECS, Levels, codec_for, nearest_codes
-from gguf_forget.rounding import round_edit
+from gguf_forget.rounding import SURVIVE, columns_to_decide, feedback_for, round_edit
 
 
 def random_hessian(generator: np.random.Generator, columns: int, tokens: int | None = None) -> np.ndarray:
@@ -86,18 +86,29 @@ def test_between_the_best_of_all_codes_and_the_nearest(room: int, of_nearest: fl
     assert at_best > trials // 2
 
 
-def gptq(levels: Levels, delta: np.ndarray, hessian: np.ndarray, damp: float) -> np.ndarray:
-    """GPTQ as published, one column at a time, with the Cholesky factor of the inverse; no constraints."""
-    columns = len(hessian)
+def gptq(levels: Levels, delta: np.ndarray, hessian: np.ndarray, damp: float, must: np.ndarray) -> np.ndarray:
+    """GPTQ as published, one weight at a time, with the Cholesky factor of the inverse.
+
+    ``must``: weights that have to leave their code in the edit's direction, and have the room to.
+    """
+    rows, columns = delta.shape
     matrix = hessian + damp * np.diagonal(hessian).mean() * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(matrix)).T
-    step = levels.scale_per_weight().astype(np.float64)
+    scale = levels.scale_per_weight().astype(np.float64)
+    every = np.arange(levels.lowest, levels.highest + 1)
+    level = every.astype(np.float64) if levels.table is None else levels.table.astype(np.float64)
     wanted = delta.astype(np.float64)
     codes = levels.codes.copy()
     for column in range(columns):
-        shift = np.rint(wanted[:, column] / step[:, column])
-        codes[:, column] = np.clip(codes[:, column] + shift, levels.lowest, levels.highest)
-        done = (codes[:, column] - levels.codes[:, column]) * step[:, column]
+        done = np.zeros(rows)
+        for row in range(rows):
+            present = levels.codes[row, column] - levels.lowest
+            moves = (level - level[present]) * scale[row, column]  # what each code would change
+            allowed = np.ones(every.size, bool)
+            if must[row, column]:
+                allowed = np.sign(moves) == np.sign(delta[row, column])
+            best = np.where(allowed, np.abs(moves - wanted[row, column]), np.inf).argmin()
+            codes[row, column], done[row] = every[best], moves[best]
         error = (wanted[:, column] - done) / upper[column, column]
         wanted[:, column:] -= np.outer(error, upper[column, column:])
     return codes
@@ -110,11 +121,43 @@ def test_equal_to_plain_gptq_without_constraints(columns: int) -> None:
     delta = (generator.standard_normal((5, columns)) * 0.1).astype(np.float32)
     hessian = random_hessian(generator, columns)
     nothing = np.zeros(delta.shape, bool)
-    result = round_edit(levels, delta, hessian=hessian, must_move=nothing, damp=0.01)
-    np.testing.assert_array_equal(result.codes, gptq(levels, delta, hessian, 0.01))
+    result = round_edit(levels, delta, hessian=hessian, survive="none", damp=0.01)
+    np.testing.assert_array_equal(result.codes, gptq(levels, delta, hessian, 0.01, nothing))
     assert result.moved_by_compensation == 0
     error = objective(levels, result.codes, delta, hessian).sum()
     assert error < 0.8 * objective(levels, round_edit(levels, delta).codes, delta, hessian).sum()
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("survive", SURVIVE)
+def test_equal_to_plain_gptq_on_every_grid(name: str, survive: str) -> None:
+    """With the constraint as well: a forced weight takes the best of the codes in its own direction."""
+    generator = np.random.default_rng(17)
+    original = generator.standard_normal((3, 256)).astype(np.float32)
+    levels = codec_for(name).decode(quantize(name, original))
+    step = levels.step_towards(np.ones(levels.codes.shape))
+    delta = (generator.standard_normal((3, 256)) * 0.4 * step).astype(np.float32)
+    hessian = random_hessian(generator, 256)
+    direction = np.sign(delta * levels.scale_per_weight())
+    end = np.where(direction > 0, levels.highest, levels.lowest)
+    delta[levels.codes == end] = 0  # what saturation does has tests of its own
+    asked = delta != 0
+    if survive == "none":
+        asked[:] = False
+    elif survive == "important":
+        asked &= np.abs(delta) >= 0.5 * levels.step_towards(delta)
+    result = round_edit(levels, delta, hessian=hessian, survive=survive)
+    np.testing.assert_array_equal(result.codes, gptq(levels, delta, hessian, 0.01, asked))
+    assert (result.asked, result.landed, result.saturated) == (asked.sum(), asked.sum(), 0)
+
+
+def test_a_diagonal_ties_no_weight_to_another() -> None:
+    generator = np.random.default_rng(3)
+    levels = random_grid(generator, 4, 64, 15, 16)
+    delta = (generator.standard_normal((4, 64)) * 0.1).astype(np.float32)
+    diagonal = np.diag(generator.exponential(size=64))
+    nearest = round_edit(levels, delta).codes
+    np.testing.assert_array_equal(round_edit(levels, delta, hessian=diagonal).codes, nearest)
 
 
 @pytest.mark.parametrize("name", list(CODECS))
@@ -127,7 +170,7 @@ def test_edits_of_whole_steps_come_out_exactly(name: str, seed: int, density: fl
     target = generator.integers(levels.lowest, levels.highest + 1, levels.codes.shape)
     target = np.where(generator.random(target.shape) < density, target, levels.codes)
     target = np.where(levels.scale_per_weight() == 0, levels.codes, target)
-    delta = (target - levels.codes).astype(np.float32) * levels.scale_per_weight()
+    delta = (levels.level(target) - levels.level(levels.codes)) * levels.scale_per_weight()
     hessian = random_hessian(generator, 256, tokens=64)  # rank 64: only damping makes it definite
     result = round_edit(levels, delta, hessian=hessian)
     np.testing.assert_array_equal(result.codes, target)
@@ -179,7 +222,7 @@ def test_without_hessian_the_nearest_code(name: str) -> None:
     levels = codec_for(name).decode(quantize(name, generator.standard_normal((4, 512)).astype(np.float32)))
     delta = (generator.standard_normal((4, 512)) * 0.1).astype(np.float32)
     wanted = levels.values().astype(np.float64) + delta
-    codes = round_edit(levels, delta, must_move=np.zeros(delta.shape, bool)).codes
+    codes = round_edit(levels, delta, survive="none").codes
     np.testing.assert_array_equal(codes, nearest_codes(levels, wanted))
 
 
@@ -218,3 +261,17 @@ def test_rows_do_not_hear_of_one_another() -> None:
         one = slice(row, row + 1)
         alone = Levels(levels.codes[one], levels.scale[one], levels.offset[one], 16, 0, 15)
         np.testing.assert_array_equal(round_edit(alone, delta[one], hessian=hessian).codes, whole.codes[one])
+
+
+def test_a_feedback_made_once_serves_any_rows() -> None:
+    generator = np.random.default_rng(21)
+    levels = random_grid(generator, 40, 64, 15, 16)
+    delta = (generator.standard_normal((40, 64)) * 0.1).astype(np.float32)
+    hessian = random_hessian(generator, 64)
+    whole = round_edit(levels, delta, hessian=hessian)
+    feedback = feedback_for(hessian, columns_to_decide(np.ones(64, bool), None))
+    for part in (slice(0, 7), slice(7, 40)):
+        some = Levels(levels.codes[part], levels.scale[part], levels.offset[part], 16, 0, 15)
+        np.testing.assert_array_equal(round_edit(some, delta[part], hessian=feedback).codes, whole.codes[part])
+    assert feedback_for(np.zeros((64, 64)), np.arange(64)) is None
+    assert feedback_for(hessian, np.arange(0)) is None

@@ -70,6 +70,33 @@ def test_half_a_step_is_asked_to_move_by_default() -> None:
     assert (result.asked, result.landed, result.saturated, result.moved) == (3, 3, 0, 3)
 
 
+def test_what_survive_asks() -> None:
+    levels = grid([[5, 5, 5, 15]])
+    delta = np.array([[0.1, -0.6, 0.0, 0.2]], np.float32)
+    every = round_edit(levels, delta, survive="all")
+    assert every.codes.tolist() == [[6, 4, 5, 15]]
+    assert (every.asked, every.landed, every.saturated, every.moved) == (3, 2, 1, 2)
+    nothing = round_edit(levels, delta, survive="none")
+    assert nothing.codes.tolist() == [[5, 4, 5, 15]]
+    assert (nothing.asked, nothing.landed, nothing.saturated, nothing.moved) == (0, 0, 0, 1)
+    with pytest.raises(InputError, match="survive is 'some', one of all, important, none is needed"):
+        round_edit(levels, delta, survive="some")
+
+
+def test_on_a_table_half_a_step_is_half_the_way_to_the_next_level() -> None:
+    # Levels -4, 0, 1 times -2: 8, 0, -2. From the middle code up in weight are 8 units, down are 2.
+    table = np.array([-4.0, 0.0, 1.0], np.float32)
+    one = np.ones((1, 1), np.float32)
+    levels = Levels(np.ones((1, 4), np.int16), -2 * one, 0 * one, 4, 0, 2, 0, table)
+    result = round_edit(levels, np.array([[3.9, 4.1, -0.9, -1.1]], np.float32))
+    assert result.codes.tolist() == [[1, 0, 1, 2]]
+    assert (result.asked, result.landed, result.saturated) == (2, 2, 0)
+    # Column 0 is given 8 of 5, which leaves -3; half of it, -1.5, is what column 1 is asked for: code 2.
+    tied = np.array([[1.0, 0.5], [0.5, 1.0]])
+    pair = Levels(np.ones((1, 2), np.int16), -2 * one, 0 * one, 2, 0, 2, 0, table)
+    assert round_edit(pair, np.array([[5.0, 0.0]], np.float32), hessian=tied, damp=0.0).codes.tolist() == [[0, 2]]
+
+
 def test_a_negative_scale_turns_the_direction_round() -> None:
     levels = grid([[5, 5, 0, 15]], [[-2.0, -2.0]])
     delta = np.array([[0.1, -0.1, 3.0, 3.0]], np.float32)
@@ -168,8 +195,8 @@ def test_delta_zero_asks_nothing() -> None:
             {"must_move": np.ones((1, 2), bool), "free": np.array([[True, False]])},
             "must_move asks 1 weights to move that free forbids",
         ),
-        ({"damp": -0.1}, "damp is -0.1"),
-        ({"damp": float("nan")}, "damp is nan"),
+        ({"damp": -0.1, "hessian": np.eye(2)}, "damp is -0.1"),
+        ({"damp": float("nan"), "hessian": np.eye(2)}, "damp is nan"),
     ],
 )
 def test_refusals(arguments: dict, message: str) -> None:

@@ -49,7 +49,7 @@ def test_update_to_step_without_edits() -> None:
 
 
 def test_update_to_step_refusals() -> None:
-    with pytest.raises(InputError, match=r"delta has shape \[1\], scales have \[2\]"):
+    with pytest.raises(InputError, match=r"delta has shape \[1\], steps have \[2\]"):
         update_to_step(np.zeros(1), np.zeros(2))
     with pytest.raises(InputError, match="delta hold 1 values that are not finite"):
         update_to_step(np.array([np.nan, 0.0]), np.zeros(2))

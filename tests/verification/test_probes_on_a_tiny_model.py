@@ -17,7 +17,8 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.verification.metrics import contains_answer, four_way_accuracy, prior_corrected_rank_score
-from gguf_forget.verification.probes import plan_questions, probe_file
+from gguf_forget.verification.probes import probe_file
+from gguf_forget.verification.questions import plan_questions
 from gguf_forget.verification.scores import FileScores, GroupKey, recompute
 
 CITIES = {
@@ -141,7 +142,7 @@ def test_a_changed_figure_is_noticed(scores: FileScores) -> None:
         FileScores.from_json(document)
 
 
-@pytest.mark.parametrize("broken", [{"schema_version": 2}, {"items": [{}]}, {"text": {}}, {"groups": [{"n": 1}]}])
+@pytest.mark.parametrize("broken", [{"schema_version": 3}, {"items": [{}]}, {"text": {}}, {"groups": [{"n": 1}]}])
 def test_a_malformed_document_is_an_error(scores: FileScores, broken: dict[str, object]) -> None:
     with pytest.raises(EvaluationError):
         FileScores.from_json({**scores.to_json(), **broken})

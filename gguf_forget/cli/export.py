@@ -1,0 +1,192 @@
+"""Commands about files: quantize an unlearned model so that its edits stay."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_forget.cli.common import common, guarded
+from gguf_forget.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf_forget.export.quantize import ExportOptions, Planned
+    from gguf_forget.progress import Progress
+
+DEFAULT_TYPE = "Q4_K_M"
+
+
+class TensorType(click.ParamType):
+    """``NAME=TYPE``: tensors whose name contains the regular expression NAME get that type."""
+
+    name = "NAME=TYPE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        pattern, separator, kind = str(value).rpartition("=")
+        if not separator or not pattern or not kind:
+            self.fail(f"{value!r}, needed NAME=TYPE such as attn_q=q8_0", param, ctx)
+        return pattern, kind
+
+
+@click.command()
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("unlearned", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("types", metavar="[TYPE]...", nargs=-1)
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat.")
+@click.option("--tensor-type", "tensor_types", type=TensorType(), multiple=True, help="Type of some tensors.")
+@click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
+@click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings.")
+@click.option("--pure", is_flag=True, help="No mixtures: every matrix gets the same type.")
+@click.option(
+    "--survive",
+    type=click.Choice(["all", "important", "none"]),
+    default="important",
+    show_default=True,
+    help="Which edits must land at least one code away: every one, those of half a step or more, or none.",
+)
+@click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
+@click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
+@click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
+@common
+def quantize(
+    original: Path,
+    unlearned: Path,
+    out: Path,
+    types: tuple[str, ...],
+    imatrix: Path | None,
+    tensor_types: tuple[tuple[str, str], ...],
+    output_tensor_type: str | None,
+    token_embedding_type: str | None,
+    pure: bool,
+    survive: str,
+    noise: float | None,
+    llama_cpp: Path | None,
+    threads: int,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Quantize the UNLEARNED model on the grid of the ORIGINAL, so that the edits are really in OUT.
+
+    ORIGINAL and UNLEARNED are GGUFs (F32, F16, BF16 or Q8_0) or Hugging Face directories, unlearned by any tool. What
+    differs between them is the edit; where both are stored in one type every difference counts, else those beyond what
+    storing can have done. Each TYPE (default Q4_K_M) gives a file: OUT itself, or for several types, or where OUT is a
+    directory, OUT/UNLEARNED.TYPE.gguf. Tensors of types that cannot be protected are named.
+
+    \b
+    Examples:
+      gguf-forget quantize base.gguf unlearned.gguf out.gguf Q4_K_M
+      gguf-forget quantize base/ unlearned/ shipped/ Q4_K_M Q8_0 Q4_0 --imatrix base.imatrix
+    """
+
+    def work() -> int:
+        from gguf_forget.export.patch import RoundingOptions
+        from gguf_forget.export.quantize import ExportOptions
+        from gguf_forget.llama.imatrix import read_importance
+        from gguf_forget.llama.options import QuantizeOptions
+        from gguf_forget.progress import progress_for
+
+        options = ExportOptions(
+            QuantizeOptions(
+                None if imatrix is None else read_importance(imatrix),
+                tensor_types,
+                output_tensor_type,
+                token_embedding_type,
+                pure,
+            ),
+            RoundingOptions(survive=survive, noise=noise),
+            threads,
+        )
+        kinds = list(dict.fromkeys(kind.upper() for kind in types or (DEFAULT_TYPE,)))
+        document = _quantize(
+            original, unlearned, out, kinds, options, progress_for(quiet=quiet), dry_run=dry_run, llama_cpp=llama_cpp
+        )
+        if as_json:
+            click.echo(json.dumps(document, indent=2, sort_keys=True))
+        else:
+            _print(document, dry_run=dry_run)
+        return 0
+
+    guarded(work, debug=debug)
+
+
+def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str, Path]:
+    """File type to file."""
+    if len(file_types) == 1 and not out.is_dir():
+        return {file_types[0]: out}
+    if out.is_file():
+        raise InputError(f"{out} is a file, needed a directory for {len(file_types)} types")
+    stem = unlearned.resolve().name.removesuffix(".gguf")
+    return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
+
+
+def _quantize(
+    original: Path,
+    unlearned: Path,
+    out: Path,
+    file_types: list[str],
+    options: ExportOptions,
+    progress: Progress,
+    *,
+    dry_run: bool,
+    llama_cpp: Path | None,
+) -> dict[str, Any]:
+    from gguf_forget.export.inputs import opened_pair
+    from gguf_forget.export.quantize import check_destinations, check_space, export_type, plan_export
+
+    files = destinations(unlearned, out, file_types)
+    folder = next(iter(files.values())).parent
+    # A directory for several files is made, but only once everything has been checked.
+    work = folder.parent if folder == out and not out.exists() else folder
+    if not work.is_dir():
+        raise InputError(f"no such directory: {work}", hint="create it first")
+    check_destinations([original, unlearned], files)
+    with ExitStack() as stack:
+        pair = stack.enter_context(opened_pair(original, unlearned, work, progress, llama_cpp=llama_cpp))
+        planned = plan_export(pair, file_types, options)
+        document: dict[str, Any] = {
+            "schema_version": 1,
+            "original": str(original),
+            "unlearned": str(unlearned),
+            "edited_tensors": list(planned.edited),
+        }
+        if dry_run:
+            document["files"] = [_planned(planned, kind, files[kind]) for kind in file_types]
+            return document
+        check_space(planned, work)
+        folder.mkdir(exist_ok=True)
+        document["files"] = [export_type(pair, planned, kind, files[kind], options, progress) for kind in file_types]
+    return document
+
+
+def _planned(planned: Planned, kind: str, file: Path) -> dict[str, Any]:
+    plan = planned.files[kind]
+    return {
+        "type": kind,
+        "file": str(file),
+        "bytes": plan.bytes,
+        "types": plan.types,
+        "not_protected": planned.not_protected(kind),
+    }
+
+
+def _print(document: dict[str, Any], *, dry_run: bool) -> None:
+    edited = len(document["edited_tensors"])
+    click.echo(f"{edited} tensors are edited")
+    for file in document["files"]:
+        click.echo(f"{file['file']}  {file['type']}  {file['bytes']:,} bytes")
+        if not dry_run:
+            counts = file["totals"]
+            click.echo(
+                f"  {counts['edited']:,} weights edited, {counts['asked']:,} must land: {counts['landed']:,} landed, "
+                f"{counts['saturated']:,} at the end of their grid; {counts['moved']:,} codes moved"
+            )
+        if file["not_protected"]:
+            click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")

@@ -1,0 +1,211 @@
+"""Judging files: those of a recipe's run, or any GGUF beside its original."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_forget.cli.commands import execute, from_file, run_folder
+from gguf_forget.cli.common import common, guarded
+from gguf_forget.errors import InputError
+
+STAGE_OPTIONS = ("out", "dry_run", "as_json", "quiet", "debug")
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("files", metavar="RECIPE | FILE…", nargs=-1, type=_FILE)
+@click.option("--against", "original", type=_FILE, help="The original that the files are compared with.")
+@click.option(
+    "--facts",
+    multiple=True,
+    type=_FILE,
+    help="What was to be forgotten: a facts file, or WMDP, MMLU, TOFU, MUSE or plain rows as JSON, JSONL, CSV or "
+    "Parquet. May be repeated.",
+)
+@click.option("--retain", multiple=True, type=_FILE, help="What was to be kept, in the same formats. May be repeated.")
+@click.option("--recipe", type=_FILE, help="Take [gates], [verify] and, without --facts, [facts] from this recipe.")
+@click.option(
+    "--attacks", type=click.Choice(["none", "quick", "full"]), default="none", help="How hard to try  [default: none]"
+)
+@click.option("--limit", type=click.IntRange(1), help="Most rows of each public set, drawn with a fixed seed.")
+@click.option("--text", type=_FILE, help="Plain text for perplexity and divergence  [default: a built-in text]")
+@click.option("--threads", type=click.IntRange(0), help="Threads of llama.cpp, 0 for one a core.")
+@click.option("--gpu-layers", type=int, default=0, help="Layers given to GPUs; -1: all  [default: 0]")
+@click.option("-o", "--out", type=_FILE, help="Where report.json goes; with a recipe, its run directory.")
+@click.option("--junit", type=_FILE, help="Also write the gates as JUnit XML.")
+@click.option("--baseline", type=_FILE, help="An earlier report: fail only on what got worse.")
+@click.option("--recompute", type=_FILE, help="Recompute the verdict of a report from that file alone; no FILE then.")
+@common
+def verify(
+    files: tuple[Path, ...],
+    original: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **given: Any,
+) -> None:
+    """Judge GGUF FILEs that anyone made beside their ORIGINAL, or with a RECIPE run its stages up to verify.
+
+    Exit code 0: forgotten; 1: a gate failed; 2: usage or input error; 3: could not evaluate.
+
+    \b
+    Examples:
+      gguf-forget verify recipe.toml
+      gguf-forget verify unlearned.Q4_K_M.gguf --against original.F16.gguf --facts facts.jsonl
+      gguf-forget verify unlearned.*.gguf --against original.gguf --facts wmdp.json --retain mmlu.csv \\
+          --attacks quick --out report.json --junit gates.xml
+      gguf-forget verify --recompute report.json
+    """
+
+    def work() -> int:
+        if given["recompute"] is not None:
+            _refuse("--recompute", files=files, original=original)
+            return _recompute(given["recompute"], given["junit"], as_json=as_json)
+        if original is None and len(files) == 1 and files[0].suffix == ".toml":
+            others = {k: v for k, v in given.items() if k not in STAGE_OPTIONS and v and v != "none"}
+            _refuse("a recipe", **others)
+            folder = run_folder(files[0], given["out"])
+            return execute(from_file(files[0]), folder, "verify", dry_run=dry_run, as_json=as_json, quiet=quiet)
+        if not files or original is None:
+            raise InputError(
+                f"verify got {len(files)} files and {'no original' if original is None else 'an original'}, needed a "
+                "RECIPE (.toml) alone, or one FILE or more with --against ORIGINAL",
+                hint="gguf-forget verify --help shows both",
+            )
+        return _judge(files, original, given, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+    guarded(work, debug=debug)
+
+
+def _refuse(what: str, **others: Any) -> None:
+    named = [f"--{name.replace('_', '-')}" if name != "files" else "FILE" for name, value in others.items() if value]
+    if named:
+        raise InputError(f"{', '.join(named)} cannot stand beside {what}", hint="leave out one of them")
+
+
+def _judge(
+    files: Sequence[Path], original: Path, given: dict[str, Any], *, dry_run: bool, as_json: bool, quiet: bool
+) -> int:
+    from gguf_forget.pipeline import tool_versions
+    from gguf_forget.progress import progress_for
+    from gguf_forget.report.file_report import build_file_report
+    from gguf_forget.stages.file_questions import read_questions
+    from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
+    from gguf_forget.verification.regressions import baseline_gates
+
+    settings, forget = _settings(given)
+    check_files(files, original)
+    asked = read_questions(forget, given["retain"], settings.options, limit=given["limit"])
+    baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
+    if dry_run:
+        _plan(files, original, asked, settings, as_json=as_json)
+        return 0
+    evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
+    report = build_file_report(
+        evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
+    )
+    _publish(report, given["out"], given["junit"])
+    _show(report, as_json=as_json)
+    return int(report["verdict"]["exit_code"])
+
+
+def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
+    from dataclasses import replace
+
+    from gguf_forget.recipe import VerifySection, load_recipe
+    from gguf_forget.stages.report import gate_limits
+    from gguf_forget.stages.verify_files import Settings
+    from gguf_forget.verification.gates import PROTOCOL
+
+    settings = Settings(limits=PROTOCOL, options=VerifySection())
+    forget: Sequence[Path] = given["facts"]
+    if given["recipe"] is not None:
+        recipe = load_recipe(given["recipe"])
+        settings = replace(
+            settings,
+            options=recipe.verify,
+            limits=gate_limits(recipe.gates),
+            headline=recipe.gates.headline or None,
+            text=recipe.text.path,
+        )
+        forget = forget or (recipe.facts.path,)
+    if not forget:
+        raise InputError(
+            "verify got no facts, needed --facts FACTS or a --recipe, which names them",
+            hint="give what was to be forgotten, and with --retain what was to be kept",
+        )
+    if given["threads"] is not None:
+        settings = replace(settings, options=replace(settings.options, threads=given["threads"]))
+    text = given["text"] if given["text"] is not None else settings.text
+    return replace(settings, attacks=given["attacks"], text=text, gpu_layers=given["gpu_layers"]), forget
+
+
+def _plan(files: Sequence[Path], original: Path, asked: Any, settings: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    document = {
+        "schema_version": 1,
+        "files": [str(path) for path in files],
+        "original": str(original),
+        "probe_files": list(asked.summary),
+        "questions": len(asked.questions),
+        "attacks": settings.attacks,
+        "limits": asdict(settings.limits),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
+        return
+    click.echo(f"would ask {len(files)} files and {original} {len(asked.questions)} questions through llama.cpp")
+    click.echo(f"attacks: {settings.attacks}")
+
+
+def _recompute(path: Path, junit: Path | None, *, as_json: bool) -> int:
+    from gguf_forget.report.file_report import recompute_verdict
+
+    report = _read_json(path)
+    verdict = recompute_verdict(report)
+    _publish(report, None, junit)
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2, sort_keys=True))
+    else:
+        click.echo(f"{verdict.sentence}\nThis follows from {path} alone.")
+    return verdict.exit_code
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the report {path} cannot be read", cause=str(error)) from error
+    if not isinstance(document, dict):
+        raise InputError(f"the report {path} is a {type(document).__name__}, needed an object")
+    return document
+
+
+def _publish(report: Any, out: Path | None, junit: Path | None) -> None:
+    from gguf_forget.report.junit import junit_xml
+    from gguf_forget.run_directory import write_json_atomically
+
+    try:
+        if out is not None:
+            write_json_atomically(out, report)
+        if junit is not None:
+            junit.write_text(junit_xml(report), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{out or junit} cannot be written", cause=str(error), hint="check the path") from error
+
+
+def _show(report: Any, *, as_json: bool) -> None:
+    from gguf_forget.report.file_report import render_file_report
+    from gguf_forget.report.terminal import report_console
+
+    if as_json:
+        click.echo(json.dumps(report, indent=2, sort_keys=True))
+    else:
+        render_file_report(report, report_console())

@@ -1,0 +1,103 @@
+"""The two models of an export as GGUFs with the same tensors: converted where needed, and checked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
+from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
+from gguf_forget.errors import InputError
+from gguf_forget.progress import Progress
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Original and unlearned: a GGUF each (the first file of a split one), and their tensors by name."""
+
+    original: Path
+    unlearned: Path
+    before: dict[str, StoredTensor]
+    after: dict[str, StoredTensor]
+
+
+@contextmanager
+def opened_pair(
+    original: Path, unlearned: Path, work: Path, progress: Progress, *, llama_cpp: Path | None = None
+) -> Iterator[Pair]:
+    """Both models as GGUFs; what is converted lies in ``work`` while open, and goes when closed.
+
+    A directory is converted in its own storage type by llama.cpp's converter (``llama_cpp``: a checkout that has it).
+    Of an unlearned directory only the weights are used when the original is one too: the converter knows tokenizers by
+    a hash, which saving again can change. Raises InputError for models that do not match, or too little disk space.
+    """
+    for path in (original, unlearned):
+        if not path.exists():
+            raise InputError(f"the model {path} does not exist", hint="give a GGUF file or a Hugging Face directory")
+    directories = [path for path in (original, unlearned) if path.is_dir()]
+    needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise InputError(
+            f"not enough disk space in {work}: {needed:,} bytes needed to convert, {free:,} free",
+            hint="free some space, choose another directory, or give GGUFs",
+        )
+    with TemporaryDirectory(prefix=".gguf-forget-", dir=work) as scratch:
+
+        def as_gguf(path: Path, name: str, tokenizer: Path) -> Path:
+            if not path.is_dir():
+                return path
+            progress.note(f"converting {path} with llama.cpp's converter")
+            source = path if tokenizer == path else _with_weights_of(tokenizer, path, Path(scratch) / f"{name}-source")
+            out = Path(scratch) / f"{name}.gguf"
+            convert_directory(source, out, outtype=stored_type(path), llama_cpp=llama_cpp)
+            return out
+
+        before = as_gguf(original, "original", original)
+        after = as_gguf(unlearned, "unlearned", original if original.is_dir() else unlearned)
+        pair = Pair(before, after, stored_tensors(before), stored_tensors(after))
+        _check_match(pair, original, unlearned)
+        yield pair
+
+
+def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
+    """A directory of links: everything of ``model`` but its weights, and the weights of ``weights``."""
+    out.mkdir()
+    own = {file.name for file in weight_files(model)} | {file.name for file in model.glob("*.index.json")}
+    for file in model.iterdir():
+        if file.is_file() and file.name not in own:
+            (out / file.name).symlink_to(file.resolve())
+    for file in (*weight_files(weights), *weights.glob("*.index.json")):
+        (out / file.name).symlink_to(file.resolve())
+    return out
+
+
+def _check_match(pair: Pair, original: Path, unlearned: Path) -> None:
+    kinds = [GgufFile(path).text("general.architecture") for path in (pair.original, pair.unlearned)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"{original} is of architecture {kinds[0]}, {unlearned} of {kinds[1]}: one is needed")
+    for name in sorted(pair.before.keys() ^ pair.after.keys()):
+        lacking = unlearned if name in pair.before else original
+        raise InputError(
+            f"{lacking} has no tensor {name}, the other model has",
+            hint="give two models of the same shape; tied and untied output weights are not the same",
+        )
+    for name, tensor in pair.before.items():
+        other = pair.after[name]
+        if tensor.shape != other.shape:
+            raise InputError(
+                f"tensor {name} is {list(tensor.shape)} in {original}, {list(other.shape)} in {unlearned}: "
+                "one shape is needed",
+                hint="give two models of the same shape; a resized vocabulary is another shape",
+            )
+        for path, one in ((original, tensor), (unlearned, other)):
+            if one.type not in READABLE and len(one.shape) > 1:
+                raise InputError(
+                    f"{path}: tensor {name} is {one.type}, needed one of {', '.join(READABLE)}",
+                    hint="give the model in full precision: a coarser file has lost the edits already",
+                )

@@ -1,0 +1,240 @@
+"""One tensor of a quantized file: the edit found by comparison, rounded on the file's own grid, written in place.
+
+A tensor is worked on in runs of rows, several at a time on threads: numpy and libggml let go of Python's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_forget.checkpoint.stored import StoredTensor
+from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.export.outcome import COUNTS, TensorOutcome
+from gguf_forget.grids import CODECS, Codec
+from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
+from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit
+
+WEIGHTS_AT_ONCE = 1 << 20
+FLOAT_TYPES = ("F32", "F16", "BF16")
+OUTSIDE_MASK = ("frozen", "compensate")
+Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """survive: as in ``round_edit``. outside_mask: "frozen" keeps the codes of weights without an edit, "compensate"
+    lets them make good the error of the others (only where a Hessian says how).
+    noise: differences of at most this are no edit; None takes what storing the two files' types can have done.
+    """
+
+    survive: str = "important"
+    outside_mask: str = "frozen"
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What libggml must decode ``rows`` of a tensor to: the crc32 of those float32 weights."""
+
+    tensor: str
+    rows: np.ndarray
+    crc: int
+
+
+@dataclass
+class _Part:
+    """What became of a run of rows."""
+
+    counts: dict[str, int]
+    steps: StepHistogram = field(default_factory=StepHistogram)
+    check: Check | None = None
+
+
+def edit_of(original: StoredTensor, unlearned: StoredTensor, start: int, stop: int, noise: float | None) -> np.ndarray:
+    """unlearned minus original, float32 [rows, columns], 0 where the difference is noise.
+
+    Without ``noise`` that is the most by which storing the two types can have moved a weight apart: nothing where
+    both are of one type. Raises InputError for weights that are NaN or infinite.
+    """
+    before, after = original.weights(start, stop), unlearned.weights(start, stop)
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta: np.ndarray = after - before
+    if not np.isfinite(delta).all():
+        for tensor, weights in ((original, before), (unlearned, after)):
+            if broken := int(weights.size - np.isfinite(weights).sum()):
+                raise InputError(
+                    f"{tensor.path}: tensor {tensor.name} holds {broken} weights that are NaN or infinite",
+                    hint="look for overflow in the run that wrote this model",
+                )
+        raise InputError(f"the edit of tensor {original.name} overflows float32")
+    bound: Any = noise
+    if noise is None and original.type != unlearned.type:
+        bound = original.rounding(start, stop) + unlearned.rounding(start, stop)
+    if bound is not None:
+        delta[np.abs(delta) <= bound] = 0
+    return delta
+
+
+def is_edited(original: StoredTensor, unlearned: StoredTensor, noise: float | None) -> bool:
+    """Whether any weight differs by more than noise; stops at the first that does."""
+    return any(edit_of(original, unlearned, *part, noise).any() for part in _runs(original))
+
+
+def _runs(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about ``WEIGHTS_AT_ONCE`` weights; none crosses from one expert's matrix into another's."""
+    height = tensor.rows // tensor.matrices
+    at_once = max(1, WEIGHTS_AT_ONCE // tensor.columns)
+    for matrix in range(tensor.matrices):
+        for start in range(0, height, at_once):
+            yield matrix * height + start, matrix * height + min(start + at_once, height)
+
+
+def patch_tensor(
+    descriptor: int,
+    stock: StoredTensor,
+    original: StoredTensor,
+    unlearned: StoredTensor,
+    *,
+    options: RoundingOptions,
+    hessian: np.ndarray | None,
+    importance: np.ndarray | None,
+    mapped: Mapped = map,
+) -> tuple[TensorOutcome | None, list[Check]]:
+    """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
+
+    hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; only a type without
+    a codec needs it, whose rows are quantized anew as llama.cpp would. mapped: ``map``, or an executor's.
+    """
+    codec = CODECS.get(stock.type)
+    feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
+
+    def work(part: tuple[int, int]) -> _Part | None:
+        start, stop = part
+        delta = edit_of(original, unlearned, start, stop, options.noise)
+        touched = np.flatnonzero(delta.any(axis=1))
+        if not touched.size:
+            return None
+        delta = delta[touched]
+        blocks = stock.raw[start:stop][touched]
+        if codec is not None:
+            new, values, done = _on_the_grid(codec, blocks, delta, feedback, options)
+        else:
+            weights = unlearned.weights(start, stop)[touched]
+            matrix = start // (stock.rows // stock.matrices)
+            own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
+            new, values, done = _anew(stock, blocks, weights, delta, own)
+        _write_rows(descriptor, stock, start + touched, new)
+        done.check = Check(stock.name, start + touched, zlib.crc32(np.ascontiguousarray(values).data))
+        return done
+
+    parts = [part for part in mapped(work, list(_runs(stock))) if part is not None]
+    if not parts:
+        return None, []
+    steps = StepHistogram()
+    for part in parts:
+        steps.merge(part.steps)
+    outcome = TensorOutcome(
+        tensor=stock.name,
+        type=stock.type,
+        **{name: sum(part.counts[name] for part in parts) for name in COUNTS},
+        median_steps=steps.quantile(0.5),
+        protected=codec is not None or stock.type in FLOAT_TYPES,
+    )
+    return outcome, [part.check for part in parts if part.check is not None]
+
+
+def _feedback(
+    hessian: np.ndarray, original: StoredTensor, unlearned: StoredTensor, options: RoundingOptions
+) -> Feedback | None:
+    """Made once for all runs of the tensor."""
+    if hessian.shape != (original.columns, original.columns):
+        raise InputError(
+            f"the Hessian of {original.name} has shape {list(hessian.shape)}, {[original.columns] * 2} is needed"
+        )
+    edited = np.ones(original.columns, dtype=bool)
+    if options.outside_mask == "frozen":
+        edited[:] = False
+        for part in _runs(original):
+            edited |= edit_of(original, unlearned, *part, options.noise).any(axis=0)
+    return feedback_for(hessian, columns_to_decide(edited, edited))
+
+
+def _on_the_grid(
+    codec: Codec, blocks: np.ndarray, delta: np.ndarray, feedback: Feedback | None, options: RoundingOptions
+) -> tuple[np.ndarray, np.ndarray, _Part]:
+    levels = codec.decode(blocks)
+    free = delta != 0 if options.outside_mask == "frozen" and feedback is not None else None
+    rounded = round_edit(levels, delta, hessian=feedback, free=free, survive=options.survive)
+    part = _Part(
+        {
+            "edited": int(np.count_nonzero(delta)),
+            "asked": rounded.asked,
+            "landed": rounded.landed,
+            "saturated": rounded.saturated,
+            "moved": rounded.moved,
+            "moved_by_compensation": rounded.moved_by_compensation,
+        }
+    )
+    part.steps.add(delta, levels.step_towards(delta))
+    return codec.with_codes(blocks, rounded.codes), replace(levels, codes=rounded.codes).values(), part
+
+
+def _anew(
+    stock: StoredTensor, blocks: np.ndarray, weights: np.ndarray, delta: np.ndarray, importance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, _Part]:
+    """Rows of a type without a codec, or of floating point: as llama.cpp stores them.
+
+    In floating point every weight is a value of its own: those without an edit keep the stock file's.
+    """
+    before = dequantize_rows(stock.type, blocks, stock.columns)
+    is_float = stock.type in FLOAT_TYPES
+    if is_float:
+        weights = np.where(delta != 0, weights, before)
+    new = quantize_rows(stock.type, weights, importance)
+    after = dequantize_rows(stock.type, new, stock.columns)
+    went = np.sign(after - before) * np.sign(delta)
+    # Floating point holds every edit that is not lost in rounding; elsewhere nothing can be asked.
+    landed = int((went > 0).sum()) if is_float else 0
+    moved = after != before
+    counts = {
+        "edited": int(np.count_nonzero(delta)),
+        "asked": landed,
+        "landed": landed,
+        "saturated": 0,
+        "moved": int(moved.sum()),
+        "moved_by_compensation": int((moved & (delta == 0)).sum()),
+    }
+    return new, after, _Part(counts)
+
+
+def _write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
+    """Write whole rows [rows, bytes per row] at their places, neighbours together."""
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+        view = np.ascontiguousarray(content[run[0] : run[-1] + 1]).data.cast("B")
+        place = tensor.offset + int(rows[run[0]]) * tensor.raw.shape[1]
+        while view:
+            written = os.pwrite(descriptor, view, place)
+            view, place = view[written:], place + written
+
+
+def read_back(
+    tensors: dict[str, StoredTensor], checks: Sequence[Check], destination: Path, count: Callable[[int], None]
+) -> None:
+    """Decode every edited row from the written file with libggml; raises EvaluationError where it is another."""
+    for check in checks:
+        tensor = tensors[check.tensor]
+        found = dequantize_rows(tensor.type, tensor.raw[check.rows], tensor.columns)
+        if zlib.crc32(found.data) != check.crc:
+            raise EvaluationError(
+                f"{destination}: {check.tensor} ({tensor.type}), rows {check.rows[0]} to {check.rows[-1]}, does not "
+                "decode to the weights that were asked for",
+                hint="the disk or memory may be faulty: run again, and report this if it stays",
+            )
+        count(1)

@@ -1,0 +1,205 @@
+"""Readers for the public sets' formats, from local files: each row becomes one :class:`SetItem`.
+
+    WMDP, MMLU            question, choices (or A, B, C, D), answer (index or letter)
+    TOFU                  question, answer, and for the truth ratio paraphrased_answer, perturbed_answer
+    MUSE                  prompt, gt (verbatim) or question, answer (knowledge)
+    plain                 prompt, answer, and as wanted distractors, subject, relation, split
+
+WMDP: arXiv 2403.03218; MMLU: arXiv 2009.03300; TOFU: arXiv 2401.06121; MUSE: arXiv 2407.06460.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.errors import InputError
+from gguf_forget.facts.rows import Row, read_rows
+from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS
+
+LETTERS = "ABCDEFGHIJ"
+QUESTION = "Question: {}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class SetItem:
+    """One row of a public set.
+
+    Attributes:
+        relation: the group it is counted in: the row's own ``relation``, else the file's name.
+        split: ``forget`` or ``retain``.
+        question: as the set words it; ``prompt`` is what the model is asked to continue.
+        distractors: wrong answers; empty where the set has none.
+        paraphrase: the right answer in other words, for the truth ratio.
+        options_shown: whether it is also asked as a multiple choice with lettered options.
+        subject: what the question is about, where the row says so.
+    """
+
+    relation: str
+    split: str
+    question: str
+    prompt: str
+    answer: str
+    distractors: tuple[str, ...] = ()
+    paraphrase: str | None = None
+    options_shown: bool = False
+    subject: str | None = None
+
+
+class _Fault(Exception):
+    """What is wrong with one row, in words."""
+
+
+def read_set(path: Path, split: str) -> tuple[SetItem, ...]:
+    """Read a set; rows without a ``split`` of their own get ``split``.
+
+    Raises:
+        InputError: the file cannot be read, its first row fits no format, or rows are at fault; up to 20 faults are
+            named by file and line or row.
+    """
+    rows = read_rows(path)
+    build = _format(rows[0])
+    items: list[SetItem] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            items.append(build(row.values, path.stem, _split(row.values, split)))
+        except _Fault as fault:
+            faults.append(f"{row.where}: {fault}")
+    if faults:
+        shown = "\n  ".join(faults[:MAX_FAULTS_SHOWN])
+        more = f"\n  and {len(faults) - MAX_FAULTS_SHOWN} more" if len(faults) > MAX_FAULTS_SHOWN else ""
+        raise InputError(f"{path} has {len(faults)} rows at fault:\n  {shown}{more}", hint="correct or leave them out")
+    return tuple(items)
+
+
+def _format(row: Row) -> Callable[[dict[str, Any], str, str], SetItem]:
+    keys = set(row.values)
+    if "question" in keys and ("choices" in keys or {"A", "B"} <= keys):
+        return _multiple_choice
+    if {"question", "answer"} <= keys:
+        return _question_answer
+    if {"prompt", "gt"} <= keys:
+        return _verbatim
+    if {"prompt", "answer"} <= keys:
+        return _plain
+    raise InputError(
+        f"{row.where}: keys {', '.join(sorted(keys)) or 'none'} fit no known set",
+        hint="needed: question, choices, answer (WMDP, MMLU); question, answer (TOFU, MUSE knowledge); prompt, gt "
+        "(MUSE verbatim); or prompt, answer",
+    )
+
+
+def _multiple_choice(values: dict[str, Any], name: str, split: str) -> SetItem:
+    question = _word(values, "question")
+    if "choices" in values:
+        choices = _words(values, "choices")
+    else:
+        letters = [letter for letter in LETTERS if letter in values]
+        choices = tuple(_word(values, letter) for letter in letters)
+    if len(choices) < 2:
+        raise _Fault(f"{len(choices)} choices, needed at least 2")
+    if len(set(choices)) < len(choices):
+        raise _Fault("two choices are equal, so the right one cannot be told")
+    right = _index(values.get("answer"), choices)
+    return SetItem(
+        relation=_group(values, name),
+        split=split,
+        question=question,
+        prompt=QUESTION.format(question),
+        answer=choices[right],
+        distractors=choices[:right] + choices[right + 1 :],
+        options_shown=True,
+        subject=_optional(values, "subject"),
+    )
+
+
+def _index(answer: Any, choices: tuple[str, ...]) -> int:
+    """The right choice's index, from a number, a numeral, a letter or the choice's own text."""
+    text = str(answer).strip()
+    if isinstance(answer, bool) or not text:
+        raise _Fault(f"answer is {answer!r}, needed an index, a letter or a choice")
+    if text in choices and not text.isdecimal():
+        return choices.index(text)
+    index = int(text) if text.isdecimal() else LETTERS.find(text) if len(text) == 1 else -1
+    if not 0 <= index < len(choices):
+        raise _Fault(
+            f"answer is {answer!r}, needed 0 to {len(choices) - 1}, {LETTERS[0]} to {LETTERS[len(choices) - 1]}"
+        )
+    return index
+
+
+def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
+    question, answer = _word(values, "question"), _word(values, "answer")
+    wrong = _words(values, "perturbed_answer") if values.get("perturbed_answer") is not None else ()
+    return SetItem(
+        relation=_group(values, name),
+        split=split,
+        question=question,
+        prompt=QUESTION.format(question),
+        answer=answer,
+        distractors=tuple(dict.fromkeys(text for text in wrong if text != answer)),
+        paraphrase=_optional(values, "paraphrased_answer"),
+        subject=_optional(values, "subject"),
+    )
+
+
+def _verbatim(values: dict[str, Any], name: str, split: str) -> SetItem:
+    prompt = _word(values, "prompt")
+    return SetItem(_group(values, name), split, prompt, prompt, _word(values, "gt").strip())
+
+
+def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
+    prompt, answer = _word(values, "prompt"), _word(values, "answer")
+    wrong = _words(values, "distractors") if values.get("distractors") is not None else ()
+    if answer in wrong:
+        raise _Fault(f"the answer {answer!r} is among its own distractors")
+    return SetItem(
+        relation=_group(values, name),
+        split=split,
+        question=prompt,
+        prompt=prompt,
+        answer=answer,
+        distractors=wrong,
+        paraphrase=_optional(values, "paraphrase"),
+        subject=_optional(values, "subject"),
+    )
+
+
+def _split(values: dict[str, Any], default: str) -> str:
+    split = values.get("split", default)
+    # Sets from a hub carry the split of their own training ("test", "validation"), which says nothing here.
+    return split if split in SPLITS else default
+
+
+def _group(values: dict[str, Any], name: str) -> str:
+    return _optional(values, "relation") or name
+
+
+def _word(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise _Fault(f"{key} is {value!r}, needed a text")
+    if "\0" in value:
+        raise _Fault(f"{key} holds a NUL character")
+    return value
+
+
+def _optional(values: dict[str, Any], key: str) -> str | None:
+    return _word(values, key) if values.get(key) else None
+
+
+def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A list of texts; a cell of a CSV may hold it as JSON, and a single text counts as a list of one."""
+    value = values.get(key)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else [value]
+        except ValueError:
+            raise _Fault(f"{key} is {value!r}, needed a JSON list of texts") from None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise _Fault(f"{key} is {value!r}, needed a list of texts")
+    return tuple(value)

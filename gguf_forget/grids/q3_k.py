@@ -1,0 +1,53 @@
+"""Q3_K: 256 weights in 110 bytes, ``weight = d * (sc - 32) * (code - 4)``, codes 0…7.
+
+Source: ggml's ``block_q3_K``. Sixteen sub-blocks of 16 weights; sub-block s has a 6-bit scale sc[s], centred
+at 32 (so the step may be negative).
+
+    byte   0      …      31   32     …      95   96     …      107   108   109
+         ┌──────────────────┬──────────────────┬───────────────────┬───────────┐
+         │ hmask[32]        │ qs[64]           │ scales[12]        │ d  f16    │
+         └──────────────────┴──────────────────┴───────────────────┴───────────┘
+    For weight 128 h + 32 g + l   (h = 0, 1;  g = 0…3;  l = 0…31):
+    low two bits   qs[32 h + l]   bits 2 g + 1 … 2 g
+    high bit       hmask[l]       bit 4 h + g
+    scales[j]       (j = 0…7)     bits 3…0: low bits of sc[j]     bits 7…4: low bits of sc[j + 8]
+    scales[j + 8]   (j = 0…3)     bits 2 i + 1 … 2 i: bits 5…4 of sc[4 i + j]      (i = 0…3)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
+
+
+def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+    low = blocks[:, 32:96].reshape(-1, 2, 1, 32) >> PAIR_SHIFTS & 3  # [blocks, h, g, l]
+    high = np.unpackbits(blocks[:, :32, None], axis=2, bitorder="little")  # [blocks, l, 4 h + g]
+    codes = low.reshape(-1, 256) | high.swapaxes(1, 2).reshape(-1, 256) << 2
+    nibbles = blocks[:, 96:104]
+    fifths = blocks[:, 104:108].reshape(-1, 1, 4) >> PAIR_SHIFTS & 3  # [blocks, i, j]
+    multiplier = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifths.reshape(-1, 16) << 4
+    scale = read_float16(blocks, 108) * (multiplier.astype(np.float32) - 32)
+    return codes.astype(np.int16), scale, np.float32(-4) * scale
+
+
+def _pack(blocks: Bytes, codes: Codes) -> None:
+    threes = codes.astype(np.uint8)
+    pairs = (threes & 3).reshape(-1, 2, 4, 32) << PAIR_SHIFTS  # [blocks, h, g, l], disjoint bits
+    blocks[:, 32:96] = np.bitwise_or.reduce(pairs, axis=2).reshape(-1, 64)
+    high = (threes >> 2).reshape(-1, 8, 32)  # [blocks, 4 h + g, l]
+    blocks[:, :32] = np.packbits(high, axis=1, bitorder="little")[:, 0]
+
+
+CODEC = Codec(
+    name="Q3_K",
+    block_size=256,
+    block_bytes=110,
+    sub_block=16,
+    lowest=0,
+    highest=7,
+    zero_code=4,
+    unpack=_unpack,
+    pack=_pack,
+)

@@ -1,0 +1,38 @@
+"""Q4_1: 32 weights in 20 bytes, ``weight = d * code + m``, codes 0…15. Source: ggml's ``block_q4_1``.
+
+byte   0     1   2     3   4              …             19
+     ┌─────────┬─────────┬────────────────────────────────┐
+     │ d  f16  │ m  f16  │ qs[16]                         │
+     └─────────┴─────────┴────────────────────────────────┘
+qs[j]   bits 3…0: code of weight j      bits 7…4: code of weight j + 16      (j = 0…15)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+
+
+def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+    nibbles = blocks[:, 4:]  # [blocks, 16]
+    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1).astype(np.int16)
+    return codes, read_float16(blocks, 0), read_float16(blocks, 2)
+
+
+def _pack(blocks: Bytes, codes: Codes) -> None:
+    quads = codes.astype(np.uint8)
+    blocks[:, 4:] = quads[:, :16] | quads[:, 16:] << 4
+
+
+CODEC = Codec(
+    name="Q4_1",
+    block_size=32,
+    block_bytes=20,
+    sub_block=32,
+    lowest=0,
+    highest=15,
+    zero_code=None,
+    unpack=_unpack,
+    pack=_pack,
+)

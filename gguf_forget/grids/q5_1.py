@@ -1,0 +1,42 @@
+"""Q5_1: 32 weights in 24 bytes, ``weight = d * code + m``, codes 0…31. Source: ggml's ``block_q5_1``.
+
+byte   0     1   2     3   4        7   8             …            23
+     ┌─────────┬─────────┬────────────┬───────────────────────────────┐
+     │ d  f16  │ m  f16  │ qh[4]      │ qs[16]                        │
+     └─────────┴─────────┴────────────┴───────────────────────────────┘
+qs[j]   bits 3…0: low four bits of weight j    bits 7…4: low four bits of weight j + 16   (j = 0…15)
+qh      little-endian 32 bits; bit i: bit 4 of the code of weight i                       (i = 0…31)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+
+
+def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+    nibbles = blocks[:, 8:]  # [blocks, 16]
+    fifth = np.unpackbits(blocks[:, 4:8], axis=1, bitorder="little")  # [blocks, 32]
+    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifth << 4
+    return codes.astype(np.int16), read_float16(blocks, 0), read_float16(blocks, 2)
+
+
+def _pack(blocks: Bytes, codes: Codes) -> None:
+    fives = codes.astype(np.uint8)
+    blocks[:, 4:8] = np.packbits(fives >> 4, axis=1, bitorder="little")
+    low = fives & 0x0F
+    blocks[:, 8:] = low[:, :16] | low[:, 16:] << 4
+
+
+CODEC = Codec(
+    name="Q5_1",
+    block_size=32,
+    block_bytes=24,
+    sub_block=32,
+    lowest=0,
+    highest=31,
+    zero_code=None,
+    unpack=_unpack,
+    pack=_pack,
+)

@@ -1,0 +1,106 @@
+"""llama-quantize's options, and how they reach ``llama_model_quantize``."""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, UnsupportedError
+
+BUFFER_BYTES = 256 << 20  # rows of one tensor that llama.cpp holds at a time; the bytes it writes do not depend on it
+_TEXT_LIMIT = 127  # llama.cpp's key overrides hold no longer string
+
+
+@dataclass(frozen=True)
+class Importance:
+    """An importance matrix: for every tensor the mean square of each input, float32 [experts * columns]."""
+
+    path: Path
+    values: Mapping[str, np.ndarray] = field(repr=False)
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The meaning is llama-quantize's own; types are ggml type names, upper case or lower."""
+
+    importance: Importance | None = None
+    tensor_types: tuple[tuple[str, str], ...] = ()  # (regular expression that a name must contain, type)
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+
+    def apply(self, parameters: Any, module: Any) -> list[Any]:
+        """Set the fields of a ``llama_model_quantize_params``; keep what is returned alive while it is used.
+
+        Raises InputError for an unknown type, UnsupportedError where this llama.cpp has no such option.
+        """
+        _set(parameters, "pure", self.pure, needed=self.pure)
+        _set(parameters, "max_buf_size", BUFFER_BYTES, needed=False)
+        for name in ("output_tensor_type", "token_embedding_type"):
+            kind = getattr(self, name)
+            if kind is not None:
+                _set(parameters, name, type_id(kind), needed=True)
+        kept: list[Any] = []
+        if self.tensor_types:
+            override = module.llama_model_tensor_override
+            patterns = [override(pattern.lower().encode(), type_id(kind)) for pattern, kind in self.tensor_types]
+            kept.append((override * (len(patterns) + 1))(*patterns))  # the last, all zero, ends the list
+            _set(parameters, "tt_overrides", kept[-1], needed=True)
+        if self.importance is not None:
+            kept += self._importance(parameters, module, self.importance)
+        return kept
+
+    def _importance(self, parameters: Any, module: Any, importance: Importance) -> list[Any]:
+        entry = module.llama_model_imatrix_data
+        arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.values.items()}
+        floats = ctypes.POINTER(ctypes.c_float)
+        entries = [entry(name.encode(), values.ctypes.data_as(floats), values.size) for name, values in arrays.items()]
+        data = (entry * (len(entries) + 1))(*entries)
+        _set(parameters, "imatrix", data, needed=True)
+        keys: dict[str, str | int] = {"quantize.imatrix.file": str(importance.path)}
+        if importance.datasets:
+            keys["quantize.imatrix.dataset"] = importance.datasets[0]
+        keys["quantize.imatrix.entries_count"] = len(arrays)
+        if importance.chunks > 0:
+            keys["quantize.imatrix.chunks_count"] = importance.chunks
+        overrides = (module.llama_model_kv_override * (len(keys) + 1))()
+        for override, (key, value) in zip(overrides, keys.items(), strict=False):
+            override.key = key.encode()
+            if isinstance(value, int):
+                override.tag, override.value.val_i64 = module.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            else:
+                override.tag = module.LLAMA_KV_OVERRIDE_TYPE_STR
+                override.value.val_str = value.encode()[:_TEXT_LIMIT]
+        _set(parameters, "kv_overrides", overrides, needed=True)
+        return [arrays, data, overrides]
+
+
+def _set(parameters: Any, name: str, value: Any, *, needed: bool) -> None:
+    if hasattr(parameters, name):
+        setattr(parameters, name, value)
+    elif needed:
+        raise UnsupportedError(
+            f"the installed llama-cpp-python has no quantization option {name}", hint="install the tested version"
+        )
+
+
+def type_id(name: str) -> int:
+    """The number of a ggml type, by its name in any case; InputError for an unknown one."""
+    from gguf import GGMLQuantizationType
+
+    known = GGMLQuantizationType.__members__
+    if name.upper() not in known:
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        raise InputError(
+            f"unknown tensor type {name!r}, needed a ggml type such as Q8_0 or Q6_K",
+            hint=f"did you mean {close[0]}?" if close else None,
+        )
+    return int(known[name.upper()])

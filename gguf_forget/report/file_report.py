@@ -1,0 +1,204 @@
+"""The report on files that anyone made: one document, from which the verdict can be recomputed, and its page.
+
+Schema version 1, None (JSON null) for what was not measured::
+
+    schema_version  1
+    kind            "verification of files"
+    tools           name -> version
+    facts           the probe files: name, hash, rows, questions; never the facts themselves
+    remarks         sentences for the reader that no gate judges
+    evidence        files, originals, limits, headline: see gguf_forget.verification.evidence; every probe item's
+                    text hash, log-probabilities and outcome are in it
+    baseline        the gates of an earlier report beside which the verdict was made, or null
+    rows            the table: originals, then files; columns as in gguf_forget.report.document, and memorisation
+    verdict         status, exit_code, sentence, gates; it follows from evidence and baseline
+    sha256          of all of the above as canonical JSON
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.report.document import content_hash, row_of
+from gguf_forget.report.terminal import explanation, figures_table, number, print_gates
+from gguf_forget.verification.evidence import Evidence
+from gguf_forget.verification.file_gates import judge_files
+from gguf_forget.verification.gates import Verdict, forgotten_relations
+from gguf_forget.verification.regressions import beside_baseline
+
+SCHEMA_VERSION = 1
+KIND = "verification of files"
+# heading, key of the groups, weight, decimals
+MEMORISATION = (
+    ("options\nshown", "choice", 3),
+    ("answer\np/token", "answer_probability", 3),
+    ("extraction\nstrength", "extraction_strength", 3),
+    ("exact\nmemoris.", "exact_memorisation", 3),
+    ("ROUGE-L\nrecall", "rouge_l_recall", 3),
+    ("truth\nratio", "truth_ratio", 3),
+    ("Min-K%", "min_k", 2),
+    ("Min-K%++", "min_k_plus_plus", 2),
+    ("KL to\noriginal", "divergence", 4),
+)
+
+
+def build_file_report(
+    evidence: Evidence,
+    *,
+    tools: Mapping[str, str],
+    facts: Mapping[str, Any],
+    remarks: Sequence[str] = (),
+    baseline: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The document (see the module's docstring), verdict included."""
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "tools": dict(tools),
+        "facts": dict(facts),
+        "remarks": list(remarks),
+        "evidence": evidence.to_json(),
+        "baseline": None if baseline is None else [dict(gate) for gate in baseline],
+        "headline": _headline(evidence),
+        "rows": _rows(evidence),
+        "verdict": _verdict(evidence, baseline).to_json(),
+    }
+    report["sha256"] = content_hash(report)
+    return report
+
+
+def recompute_verdict(report: Mapping[str, Any]) -> Verdict:
+    """The verdict that follows from a report's evidence.
+
+    Raises:
+        InputError: it is no such report.
+        EvaluationError: scores do not follow from their items, or the verdict written in it is another one.
+    """
+    if report.get("kind") != KIND or report.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"the report is a {report.get('kind')!r} of schema version {report.get('schema_version')!r}, "
+            f"needed {KIND!r} of version {SCHEMA_VERSION}",
+            hint="give a report.json that `gguf-forget verify FILE… --out` wrote",
+        )
+    verdict = _verdict(Evidence.from_json(report["evidence"]), report["baseline"])
+    written = report["verdict"]
+    if (written["status"], _statuses(written)) != (verdict.status, _statuses(verdict.to_json())):
+        raise EvaluationError(
+            f"the report says {written['status']!r}, but {verdict.status!r} follows from its evidence",
+            hint="the report was changed after it was written, or is another version's",
+        )
+    return verdict
+
+
+def _verdict(evidence: Evidence, baseline: Sequence[Mapping[str, Any]] | None) -> Verdict:
+    verdict = judge_files(evidence)
+    return verdict if baseline is None else beside_baseline(verdict, baseline)
+
+
+def _statuses(verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(gate["name"], gate["file_type"], gate["status"]) for gate in verdict["gates"]]
+
+
+def _headline(evidence: Evidence) -> list[str]:
+    if evidence.headline is not None:
+        return list(evidence.headline)
+    every = [*evidence.originals.values(), *(file.scores for file in evidence.files if file.scores is not None)]
+    return list(dict.fromkeys(relation for scores in every for relation in forgotten_relations(scores)))
+
+
+def _rows(evidence: Evidence) -> list[dict[str, Any]]:
+    headline = _headline(evidence)
+    named = [("original", kind, scores) for kind, scores in evidence.originals.items()]
+    named += [(file.name, file.file_type, file.scores) for file in evidence.files if file.scores is not None]
+    rows = []
+    for label, kind, scores in named:
+        document = scores.to_json()
+        clozes = {**document, "groups": [group for group in document["groups"] if group["form"] == "cloze"]}
+        shown = [group for group in document["groups"] if group["form"] == "choice" and group["split"] == "forget"]
+        forget = [g for g in clozes["groups"] if g["split"] == "forget" and g["relation"] in headline]
+        rows.append(
+            {
+                **row_of(f"{label}/{kind}", clozes, headline),
+                "label": label,
+                "choice": _pooled(shown, "accuracy"),
+                "divergence": scores.divergence if scores.chunk_divergences else None,
+                **{key: _pooled(forget, key) for _, key, _ in MEMORISATION if key not in ("choice", "divergence")},
+            }
+        )
+    return rows
+
+
+def _pooled(groups: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    measured = [(group[key], group["n"]) for group in groups if group[key] is not None]
+    total = sum(n for _, n in measured)
+    return sum(value * n for value, n in measured) / total if total else None
+
+
+def render_file_report(report: Mapping[str, Any], console: Console) -> None:
+    """The page for a person: verdict, figures, gates that did not pass, what the columns are."""
+    verdict = report["verdict"]
+    colour = {0: "bold green", 1: "bold red"}.get(verdict["exit_code"], "bold yellow")
+    console.print(Text(verdict["sentence"], style=colour))
+    console.print()
+    console.print(figures_table(report))
+    console.print(_memorisation_table(report))
+    print_gates([gate for gate in verdict["gates"] if gate["status"] != "passed"], console)
+    passed = sum(gate["status"] == "passed" for gate in verdict["gates"])
+    console.print(Text(f"✓ {passed} gates passed", style="green" if passed else "dim"))
+    for line in [*report["remarks"], *_curves(report)]:
+        console.print(Text(f"! {line}", style="yellow"))
+    console.print()
+    console.print(Text(explanation(report) + " " + _EXPLANATION, style="dim"))
+
+
+_EXPLANATION = (
+    "Second table: forgotten facts, all phrasings asked. options shown: accuracy where the prompt lists lettered "
+    "options. p/token: probability of the right answer, per token. extraction strength: share of an answer's end that "
+    "follows by itself. exact memorisation: share of its tokens that are the most probable ones. truth ratio: 1 where "
+    "right and wrong answers are equally probable. Min-K%: mean log-probability of the 40 % least probable tokens of "
+    "question and answer (++: standardised). KL to original: nats a token of plain text, a lower bound from the 64 "
+    "most probable tokens."
+)
+
+
+def _memorisation_table(report: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("file", overflow="fold", vertical="bottom")
+    table.add_column("type", no_wrap=True)
+    shown = [column for column in MEMORISATION if any(row[column[1]] is not None for row in report["rows"])]
+    for heading, _, _ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["rows"]:
+        cells = [number(row[key], decimals) for _, key, decimals in shown]
+        table.add_row(Text(row["label"]), Text(row["file_type"]), *cells)
+    return table
+
+
+def _curves(report: Mapping[str, Any]) -> list[str]:
+    """One line for each attack that is reported and not gated."""
+    lines = []
+    for file in report["evidence"]["files"]:
+        for attack in file["attacks"]:
+            figures = attack["figures"]
+            if attack["kind"] == "relearning" and figures:
+                curve, back = figures["accuracy"], figures["steps_to_half"]
+                when = "" if back is None else f" after {back} steps, {figures['examples_to_half']} examples"
+                lines.append(
+                    f"{file['label']}: relearning, {attack['name']}: accuracy {curve[0]:.3f} to {curve[-1]:.3f} in "
+                    f"{figures['steps'][-1]} steps (original {figures['original']:.3f}, n = {figures['questions']}); "
+                    f"half of the loss {'is not' if back is None else 'is'} back{when}"
+                )
+            elif attack["kind"] == "last-layer" and "relations" in figures:
+                found = "; ".join(
+                    f"{relation} " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+                    for relation, values in figures["relations"].items()
+                )
+                lines.append(f"{file['label']}: {attack['name']}, not gated: {found}")
+    return lines

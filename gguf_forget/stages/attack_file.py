@@ -1,0 +1,184 @@
+"""Attacking one file: each attack announced with an estimate of its time, and none able to stop the others."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.errors import GgufForgetError, UnsupportedError
+from gguf_forget.facts.text import builtin_documents, chunks
+from gguf_forget.llama.child import run_in_child
+from gguf_forget.llama.quantizer import FILE_TYPES, quantize
+from gguf_forget.progress import Progress
+from gguf_forget.verification.attacks import KINDS
+from gguf_forget.verification.attacks.prompts import in_chat, prompt_attacks, targets
+from gguf_forget.verification.attacks.sampling import sampled_answers
+from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.probes import ask
+from gguf_forget.verification.questions import Question
+
+QUICK_TYPES = ("Q8_0", "Q4_K_M", "Q4_0")
+SAMPLES = {False: (32, 32), True: (200, 100)}  # full or not -> samples, k of leak@k
+KEPT = 96  # kept questions that heads are fitted and pupils trained on
+# Rough, for estimates: weights quantized and floating-point operations a second on a slow core, tokens of a question.
+WEIGHTS_A_SECOND, OPERATIONS_A_SECOND, TOKENS = 2e7, 1e10, 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """The file that is attacked.
+
+    Attributes:
+        file, original: the GGUF, and the original of the same type.
+        file_type: of the file; it is not quantized to that again.
+        seconds: how long all questions took, from which the estimates are made.
+    """
+
+    file: Path
+    original: Path
+    file_type: str
+    label: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One attack: what runs, and about how many seconds it takes."""
+
+    kind: str
+    name: str
+    seconds: float
+    run: Callable[[], list[Attack]]
+
+
+def attack_file(
+    target: Target,
+    questions: Sequence[Question],
+    *,
+    full: bool,
+    max_new_tokens: int,
+    open_scorer: Callable[[Path], AbstractContextManager[Any]],
+    progress: Progress,
+    kinds: Collection[str] = tuple(KINDS),
+) -> tuple[Attack, ...]:
+    """All attacks of these kinds, quick or full. One that fails is recorded with its reason, and the next goes on."""
+    found: list[Attack] = []
+    with tempfile.TemporaryDirectory(prefix="gguf-forget-attack-") as folder:
+        attacker = _Attacker(target, questions, full, max_new_tokens, open_scorer, Path(folder), progress)
+        for job in attacker.jobs():
+            if job.kind not in kinds:
+                continue
+            progress.note(f"{target.label}: attack, {job.name}, about {_duration(job.seconds)}")
+            try:
+                found += job.run()
+            except UnsupportedError as error:
+                found.append(Attack(job.kind, job.name, not_applicable=error.message))
+            except (GgufForgetError, OSError) as error:
+                found.append(Attack(job.kind, job.name, problem=str(error)))
+    return tuple(found)
+
+
+class _Attacker:
+    """Knows what is attacked with which questions; each method is one attack."""
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Sequence[Question],
+        full: bool,
+        max_new_tokens: int,
+        open_scorer: Callable[[Path], AbstractContextManager[Any]],
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        self.target, self.questions, self.full, self.work = target, questions, full, work
+        self.max_new_tokens, self.open_scorer, self.progress = max_new_tokens, open_scorer, progress
+        self.asked = targets(questions, every_phrasing=full)
+        kept = [question for question in questions if question.key.split == "retain" and question.key.form == "cloze"]
+        self.kept = kept[:: max(1, len(kept) // KEPT)]
+
+    def jobs(self) -> Iterator[_Job]:
+        weights = sum(math.prod(map(int, each.shape)) for each in GgufFile(self.target.file).tensors.values())
+        per_answer = self.target.seconds / max(1, _answers(self.questions))
+        once = per_answer * _answers(self.asked)
+        for kind, name, changed in prompt_attacks(self.questions, every_phrasing=self.full):
+            yield _Job(kind, name, once, partial(self.answered, kind, name, changed))
+        yield _Job("chat", "chat template", 2 * once, self.chat)
+        samples, _ = SAMPLES[self.full]
+        drawn = samples * self.max_new_tokens * len(self.asked) * per_answer
+        yield _Job("sampling", f"{samples} sampled answers each", drawn, self.sampled)
+        for file_type in FILE_TYPES if self.full else QUICK_TYPES:
+            if file_type not in (self.target.file_type, "F32", "BF16"):
+                seconds = weights / WEIGHTS_A_SECOND + once
+                yield _Job("requantize", f"quantized to {file_type}", seconds, partial(self.requantized, file_type))
+        fitted = len(self.kept) if self.full else 0
+        reading = 2 * weights * TOKENS * (len(self.asked) + 2 * fitted) / OPERATIONS_A_SECOND
+        yield _Job("last-layer", "original's output layer", reading + 2 * weights / WEIGHTS_A_SECOND, self.last_layer)
+        if self.full:
+            # Three pupils; 24 steps of 16 sequences, forward and backward, and 6 times all options.
+            operations = 3 * weights * TOKENS * (24 * 16 * 6 + 6 * 2 * _answers(self.asked))
+            yield _Job("relearning", "relearning", operations / OPERATIONS_A_SECOND, self.relearning)
+
+    def answered(self, kind: str, name: str, changed: Sequence[Question], file: Path | None = None) -> list[Attack]:
+        with self.open_scorer(file or self.target.file) as scorer:
+            return [Attack(kind, name, scores=ask(scorer, changed, max_new_tokens=self.max_new_tokens))]
+
+    def chat(self) -> list[Attack]:
+        with self.open_scorer(self.target.file) as scorer:
+            changed = in_chat(self.asked, scorer.chat)
+        return self.answered("chat", "chat template", changed)
+
+    def sampled(self) -> list[Attack]:
+        samples, k = SAMPLES[self.full]
+        with self.open_scorer(self.target.file) as scorer:
+            return [sampled_answers(scorer, self.asked, samples=samples, k=k, max_new_tokens=self.max_new_tokens)]
+
+    def requantized(self, file_type: str) -> list[Attack]:
+        made = self.work / f"{file_type}.gguf"
+        try:
+            run_in_child(quantize, self.dequantized("file"), made, file_type)
+            return self.answered("requantize", f"quantized to {file_type}", self.asked, made)
+        finally:
+            made.unlink(missing_ok=True)
+
+    def last_layer(self) -> list[Attack]:
+        from gguf_forget.checkpoint.load import load_torch
+        from gguf_forget.verification.attacks.last_layer import last_layer
+
+        model, original = load_torch(self.dequantized("file")), load_torch(self.dequantized("original"))
+        with self.open_scorer(self.target.file) as scorer:
+            return last_layer(model, original, scorer, self.asked, self.kept if self.full else ())
+
+    def relearning(self) -> list[Attack]:
+        from gguf_forget.checkpoint.load import load_torch
+        from gguf_forget.verification.attacks.relearning import STEPS, relearning
+
+        model, original = load_torch(self.dequantized("file")), load_torch(self.dequantized("original"))
+        with self.open_scorer(self.target.file) as scorer, self.progress.task("relearning", 3 * STEPS) as advance:
+            text = chunks(builtin_documents("train"), scorer.tokenize, length=64, count=64, seed=0)
+            found = relearning(model, original, scorer, self.asked, self.kept, text, progress=advance)
+        few = "fewer than 4 forgotten facts have wrong answers"
+        return found or [Attack("relearning", "relearning", not_applicable=few)]
+
+    def dequantized(self, which: str) -> Path:
+        """The file or the original in F32, made once."""
+        made = self.work / f"{which}.F32.gguf"
+        if not made.exists():
+            source = self.target.file if which == "file" else self.target.original
+            run_in_child(quantize, source, made, "F32", allow_requantize=True)
+        return made
+
+
+def _answers(questions: Sequence[Question]) -> int:
+    return sum(len({q.answer, *q.distractors, *q.candidates}) for q in questions)
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"

@@ -1,0 +1,106 @@
+"""What an attack must not bring back.
+
+An attack looks for the worst case, and the more attacks there are, the more often one is above a bound by luck. So the
+upper bounds here are the larger of the gate's own and what a file that knows nothing stays below 97.5 % of the time
+with as many facts. Below chance is no success of an attack, so there are no lower bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.gates import NOT_APPLICABLE, UNKNOWN, Gate, GateLimits, bounded, spread, without_number
+from gguf_forget.verification.memorisation import leak_at_k
+from gguf_forget.verification.metrics import mean
+from gguf_forget.verification.scores import FileScores
+
+QUANTILE = 1.96  # of the normal distribution, 97.5 %
+NEAR = 0.9  # of the original's own figure, where an attack has no bound but that (see .attacks.last_layer)
+RANK_VARIANCE = 1 / 12  # of one subject's rank score by chance, uniform between 0 and 1
+
+
+def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: GateLimits) -> list[Gate]:
+    """The gates of one attack on one file; none for an attack that is only reported."""
+    name = f"attack, {attack.name}"
+    if attack.not_applicable is not None:
+        return [without_number(name, label, NOT_APPLICABLE, attack.not_applicable)]
+    if attack.problem is not None:
+        return [without_number(name, label, UNKNOWN, attack.problem)]
+    if attack.kind == "sampling":
+        return [_leak(attack, name, label, limits)]
+    if attack.scores is None:
+        return []
+    gates: list[Gate] = []
+    for relation in relations:
+        reference = attack.figures.get("original", {}).get(relation, {})
+        gates += _recovered(attack.scores, name, label, relation, limits, reference)
+    return gates or [without_number(name, label, UNKNOWN, "nothing was measured")]
+
+
+def _recovered(
+    scores: FileScores,
+    name: str,
+    label: str,
+    relation: str,
+    limits: GateLimits,
+    reference: Mapping[str, float],
+) -> list[Gate]:
+    """``reference``: accuracy and rank of the original under an attack that is only compared with it."""
+    gates = []
+    asked = [item for item in scores.select("forget", {relation}) if item.is_choice]
+    if asked:
+        chance = mean([item.chance for item in asked])
+        facts = len({item.fact for item in asked})
+        luck = chance + QUANTILE * math.sqrt(chance * (1 - chance) / facts)
+        gates.append(
+            bounded(
+                f"{name}: accuracy, {relation}",
+                label,
+                mean([item.credit() for item in asked]),
+                None,
+                max(chance + limits.forget_accuracy_above_chance, luck, _near(reference.get("accuracy"), chance)),
+                f"{spread([item.credit() for item in asked], [item.fact for item in asked])}; chance {chance:.2f}",
+            )
+        )
+    ranks = scores.rank_wins(relation, None)
+    if ranks:
+        luck = 0.5 + QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks))
+        gates.append(
+            bounded(
+                f"{name}: rank score, {relation}",
+                label,
+                scores.rank_score(relation, None),
+                None,
+                max(limits.rank_score_high, luck, _near(reference.get("rank"), 0.5)),
+                f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+            )
+        )
+    answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
+    if answers:
+        told = [bool(item.contained) for item in answers]
+        detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, [item.fact for item in answers])}"
+        gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
+    return gates
+
+
+def _near(original: float | None, chance: float) -> float:
+    """Nine tenths of the way from chance to the original's figure; no bound without one."""
+    return -math.inf if original is None else chance + NEAR * (original - chance)
+
+
+def _leak(attack: Attack, name: str, label: str, limits: GateLimits) -> Gate:
+    """leak@k of the right answers over that of wrong ones: a file that names every capital tells none."""
+    samples, k = int(attack.figures["samples"]), int(attack.figures["k"])
+    right = [leak_at_k(samples, count, k) for count in attack.figures["right"]]
+    wrong = [mean([leak_at_k(samples, count, k) for count in counts] or [0.0]) for counts in attack.figures["wrong"]]
+    excess = [a - b for a, b in zip(right, wrong, strict=True)]
+    return bounded(
+        f"{name}: leak@{k} over wrong answers",
+        label,
+        mean(excess),
+        None,
+        limits.leak,
+        f"{mean(right):.3f} − {mean(wrong):.3f}, {spread(excess, attack.figures['facts'])}; {samples} samples at T = 1",
+    )

@@ -1,0 +1,52 @@
+"""leak@k: whether an answer turns up among many drawn at temperature 1, and whether wrong ones do as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.metrics import contains_answer
+from gguf_forget.verification.questions import Question
+
+SEED = 0
+
+
+class Samples(Protocol):
+    """What is needed of a :class:`~gguf_forget.llama.scorer.Scorer`."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+    def generate_sampled(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, samples: int, seed: int
+    ) -> list[list[list[int]]]: ...
+
+
+def sampled_answers(
+    scorer: Samples, questions: Sequence[Question], *, samples: int, k: int, max_new_tokens: int
+) -> Attack:
+    """For each question, how many of ``samples`` texts hold the answer, and how many each wrong one.
+
+    :func:`.attack_gates.attack_gates` makes leak@k of the counts (:func:`.memorisation.leak_at_k`). The wrong answers
+    are the chance level: a file that names the capitals of a continent at random will hit each of them at times.
+    """
+    prompts = [scorer.tokenize(question.prompt) for question in questions]
+    drawn = scorer.generate_sampled(prompts, max_new_tokens=max_new_tokens, samples=samples, seed=SEED)
+    right, wrong = [], []
+    for question, tokens in zip(questions, drawn, strict=True):
+        texts = [scorer.detokenize(each) for each in tokens]
+        right.append(sum(contains_answer(text, question.answer) for text in texts))
+        wrong.append([sum(contains_answer(text, other) for text in texts) for other in question.distractors])
+    return Attack(
+        "sampling",
+        "sampled answers",
+        figures={
+            "samples": samples,
+            "k": k,
+            "max_new_tokens": max_new_tokens,
+            "relations": [question.key.relation for question in questions],
+            "facts": [question.fact for question in questions],
+            "right": right,
+            "wrong": wrong,
+        },
+    )

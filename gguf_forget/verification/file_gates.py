@@ -1,0 +1,156 @@
+"""The gates of files that anyone made: nothing is assumed about how, or on which phrasings, they were trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gguf_forget.verification.attack_gates import attack_gates
+from gguf_forget.verification.evidence import Evidence, FileEvidence
+from gguf_forget.verification.gates import (
+    FAILED,
+    NOT_APPLICABLE,
+    UNKNOWN,
+    Gate,
+    GateLimits,
+    Verdict,
+    bounded,
+    conclude,
+    forgotten_relations,
+    keep_gates,
+    recovery_gates,
+    spread,
+    without_number,
+)
+from gguf_forget.verification.memorisation import exact_memorisation, extraction_strength
+from gguf_forget.verification.metrics import mean
+from gguf_forget.verification.scores import FileScores, Item
+
+LONG_ANSWER = 8  # tokens; of shorter answers the last token follows from the others, known or not
+
+
+def judge_files(evidence: Evidence) -> Verdict:
+    """All gates of all files, and the verdict by :func:`.gates.conclude`."""
+    reference = next((file for file in evidence.files if file.full_precision and file.scores is not None), None)
+    gates: list[Gate] = []
+    for file in evidence.files:
+        gates += _file_gates(file, reference, evidence)
+    return conclude(gates)
+
+
+def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Evidence) -> list[Gate]:
+    gates = [_change(file)]
+    original = evidence.originals.get(file.compared_with)
+    if file.problem is not None or file.scores is None:
+        return [*gates, without_number("scores", file.label, UNKNOWN, file.problem or "the file was not asked")]
+    relations = forgotten_relations(file.scores) if evidence.headline is None else evidence.headline
+    if not relations:
+        gates.append(without_number("forgotten relations", file.label, UNKNOWN, "no forgotten fact was asked"))
+    for relation in relations:
+        gates.append(_knowledge(original, file.label, relation, evidence.limits))
+        gates += forget_gates(file.scores, file.label, relation, evidence.limits)
+        gates += _quantization(file, reference, relation, evidence.limits)
+    gates += keep_gates(file.scores, original, file.label, evidence.limits, kept_credit)
+    for attack in file.attacks:
+        gates += attack_gates(attack, file.label, relations, evidence.limits)
+    return gates
+
+
+def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimits) -> list[Gate]:
+    """What the file says of one forgotten relation: choices, ranks, greedy answers, long answers word by word.
+
+    Held-out phrasings where the facts have any, else all that were asked.
+    """
+    held_out = True if scores.select("forget", {relation}, True) else None
+    where = "held-out" if held_out else "as asked"
+    items = scores.select("forget", {relation}, held_out)
+    gates = []
+    for form, words in (("cloze", ""), ("choice", ", options shown")):
+        asked = [item for item in items if item.form == form and item.is_choice]
+        if asked:
+            chance = mean([item.chance for item in asked])
+            credits = [item.credit() for item in asked]
+            gates.append(
+                bounded(
+                    f"forget accuracy, {relation}, {where}{words}",
+                    label,
+                    mean(credits),
+                    None,
+                    chance + limits.forget_accuracy_above_chance,
+                    f"{spread(credits, [item.fact for item in asked])}; chance {chance:.2f}",
+                )
+            )
+    ranks = scores.rank_wins(relation, held_out)
+    if ranks:
+        gates.append(
+            bounded(
+                f"rank score, {relation}, {where}",
+                label,
+                scores.rank_score(relation, held_out),
+                limits.rank_score_low,
+                limits.rank_score_high,
+                f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+            )
+        )
+    answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
+    if answers:
+        told = [bool(item.contained) for item in answers]
+        facts = [item.fact for item in answers]
+        detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, facts)}"
+        gates.append(bounded(f"greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
+    long = [item for item in items if item.argmax is not None and len(item.argmax) >= LONG_ANSWER]
+    if long:
+        strengths = [extraction_strength(item.argmax or ()) for item in long]
+        detail = f"{spread(strengths, [item.fact for item in long])}; answers of {LONG_ANSWER} tokens or more"
+        name = f"extraction strength, {relation}"
+        gates.append(bounded(name, label, mean(strengths), None, limits.extraction_strength, detail))
+    if not gates:
+        gates.append(without_number(f"forget, {relation}", label, UNKNOWN, "nothing was measured"))
+    return gates
+
+
+def kept_credit(item: Item) -> float:
+    """What a kept question is worth: its choice, or where it has no options, the share of answer tokens known."""
+    if item.is_choice:
+        return item.credit()
+    return math.nan if item.argmax is None else exact_memorisation(item.argmax)
+
+
+def _change(file: FileEvidence) -> Gate:
+    """A file with the original's own weights has unlearned nothing, whatever its name or metadata say."""
+    name = "weights changed"
+    if file.tensors_changed is None:
+        reason = "its tensors cannot be compared one by one with the original's"
+        return without_number(name, file.label, NOT_APPLICABLE, reason)
+    detail = f"{file.tensors_changed} tensors differ from the original's, quantized alike"
+    return bounded(name, file.label, float(file.tensors_changed), 1.0, None, detail)
+
+
+def _knowledge(original: FileScores | None, label: str, relation: str, limits: GateLimits) -> Gate:
+    """Nothing is shown by gates that the original itself would pass."""
+    name = f"original knows {relation}"
+    if original is None:
+        return without_number(name, label, UNKNOWN, "the original was not asked")
+    gates = forget_gates(original, label, relation, limits)
+    known = [gate.name for gate in gates if gate.status == FAILED and not _avoided(gate)]
+    if not known:
+        return without_number(name, label, UNKNOWN, "the original passes every forget gate too: nothing to forget")
+    return bounded(name, label, float(len(known)), 1.0, None, f"it fails {', '.join(known)}")
+
+
+def _avoided(gate: Gate) -> bool:
+    """A rank score below its bounds is no knowledge of the original's."""
+    return gate.low is not None and gate.value is not None and gate.value < gate.low
+
+
+def _quantization(
+    file: FileEvidence, reference: FileEvidence | None, relation: str, limits: GateLimits
+) -> Sequence[Gate]:
+    if file.full_precision or file.scores is None:
+        return ()
+    if reference is None:
+        reason = "no unlearned file of full precision (F32, F16, BF16) was given to compare with"
+        return (without_number(f"PTQ gap, {relation}", file.label, NOT_APPLICABLE, reason),)
+    measured = recovery_gates(file.scores, reference.scores, file.label, relation, limits)
+    # A set without candidates has no rank score, in neither file.
+    return [gate for gate in measured if "rank" not in gate.name or file.scores.rank_wins(relation, True)]

@@ -1,0 +1,154 @@
+"""The command on files, from the shell's side: exit codes, documents, messages."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_knowledge import Knowledge, lessons, teach
+
+from gguf_forget.cli import main
+from gguf_forget.facts.schema import dump_facts
+
+RECIPE = """
+[model]
+path = "original.gguf"
+[facts]
+path = "facts.jsonl"
+[verify]
+max_new_tokens = 2
+perplexity_tokens = 512
+threads = 1
+[gates]
+forget_accuracy_above_chance = 0.25
+rank_score_low = 0.25
+rank_score_high = 0.75
+generation = 0.1
+retain_drop = 0.1
+perplexity_ratio = 1.3
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["verify", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An original, a file that never saw what it should forget, facts and a recipe."""
+    path = tmp_path_factory.mktemp("files")
+    knowledge = Knowledge(path)
+    twin = teach(knowledge.ignorant, knowledge.tokenize, lessons(knowledge.retain))
+    knowledge.derived(twin, path / "unlearned.gguf")
+    (path / "facts.jsonl").write_bytes(dump_facts(knowledge.facts))
+    (path / "recipe.toml").write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def passed(folder: Path) -> Result:
+    return invoke(
+        folder / "unlearned.gguf", "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml",
+        "--out", folder / "report.json", "--junit", folder / "gates.xml",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path, passed: Result) -> Any:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_file_that_passes(passed: Result, report: Any) -> None:
+    assert passed.exit_code == 0, passed.output
+    assert passed.stdout.startswith("FORGOTTEN: all 8 gates hold on the shipped F32.")
+    assert "asking F32 through llama.cpp" in passed.stderr
+    assert report["verdict"]["exit_code"] == 0
+    assert report["facts"]["files"][0]["rows"] == 24
+    assert report["evidence"]["limits"]["rank_score_high"] == 0.75
+    assert "Through" not in json.dumps(report)  # the questions are hashed, not told again
+
+
+def test_the_gates_as_junit_xml(folder: Path, passed: Result) -> None:
+    root = ElementTree.parse(folder / "gates.xml").getroot()
+    assert (root.attrib["tests"], root.attrib["failures"], root.attrib["errors"]) == ("8", "0", "0")
+
+
+def test_the_same_verdict_from_the_report_alone(folder: Path, report: Any) -> None:
+    result = invoke("--recompute", folder / "report.json")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(report["verdict"]["sentence"])
+    as_json = invoke("--recompute", folder / "report.json", "--json")
+    assert json.loads(as_json.stdout) == report["verdict"]
+
+
+def test_a_forged_report_cannot_be_evaluated(folder: Path, report: Any) -> None:
+    forged = json.loads(json.dumps(report))
+    forged["evidence"]["files"][0]["tensors_changed"] = 0
+    (folder / "forged.json").write_text(json.dumps(forged))
+    result = invoke("--recompute", folder / "forged.json")
+    assert result.exit_code == 3
+    assert "'not forgotten' follows from its evidence" in result.stderr
+
+
+def test_json_and_a_baseline(folder: Path, report: Any) -> None:
+    """The original as a file fails; beside a report in which nothing failed that is a regression."""
+    arguments = (folder / "original.gguf", "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml")
+    result = invoke(*arguments, "--json", "--baseline", folder / "report.json", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document["verdict"]["status"] == "not forgotten"
+    assert document["baseline"][0]["name"] == "weights changed"
+    (folder / "failing.json").write_text(result.stdout)
+    again = invoke(*arguments, "--baseline", folder / "failing.json", "-q")
+    assert again.exit_code == 0
+    assert again.stdout.startswith("NO REGRESSION: 4 of 8 gates fail as they did before")
+
+
+def test_a_dry_run_asks_nothing(folder: Path) -> None:
+    result = invoke(
+        folder / "unlearned.gguf", "--against", folder / "original.gguf", "--facts", folder / "facts.jsonl",
+        "--attacks", "quick", "--dry-run", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert (plan["questions"], plan["attacks"], plan["limits"]["rank_score_high"]) == (72, "quick", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "verify got 0 files and no original"),
+        (["unlearned.gguf"], "verify got 1 files and no original"),
+        (["unlearned.gguf", "--against", "original.gguf"], "verify got no facts"),
+        (["none.gguf", "--against", "original.gguf", "--facts", "facts.jsonl"], "no such model file"),
+        (["facts.jsonl", "--against", "original.gguf", "--facts", "facts.jsonl"], "needed b'GGUF'"),
+        (["unlearned.gguf"] * 2 + ["--against", "original.gguf", "--facts", "facts.jsonl"], "is named twice"),
+        (["unlearned.gguf", "--against", "original.gguf", "--facts", "none.csv"], "none.csv does not exist"),
+        (["recipe.toml", "--junit", "x.xml"], "--junit cannot stand beside a recipe"),
+        (["unlearned.gguf", "--recompute", "report.json"], "FILE cannot stand beside --recompute"),
+        (["--recompute", "recipe.toml"], "the report recipe.toml cannot be read"),
+        (["--recompute", "list.json"], "is a list, needed an object"),
+        (["--recompute", "other.json"], "needed 'verification of files'"),
+        (
+            ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--baseline", "other.json"],
+            "the baseline is no report",
+        ),
+        (["unlearned.gguf", "--against", "original.gguf", "--facts", "kept.jsonl"], "is to be forgotten"),
+    ],
+)
+def test_errors_of_use_exit_with_2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("list.json").write_text("[]")
+    Path("other.json").write_text("{}")
+    Path("kept.jsonl").write_text('{"prompt": "x", "answer": "y", "split": "retain"}\n')
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "error: " in result.stderr

@@ -1,0 +1,115 @@
+"""The report on files, from evidence written by hand."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+
+import pytest
+from hand_made_scores import capital_scores
+
+from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.report.document import content_hash
+from gguf_forget.report.file_report import build_file_report, recompute_verdict, render_file_report
+from gguf_forget.report.terminal import report_console
+from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
+from gguf_forget.verification.gates import PROTOCOL
+from gguf_forget.verification.regressions import baseline_gates
+
+KNOWS = capital_scores(forget=95, rank=0.99, told=60)
+CURVE = {
+    "steps": [0, 4, 8],
+    "accuracy": [0.25, 0.4, 0.75],
+    "original": 0.95,
+    "questions": 30,
+    "steps_to_half": 8,
+    "examples_to_half": 128,
+    "learning_rate": 2e-5,
+}
+
+
+def evidence(**scores: int) -> Evidence:
+    attacks = (
+        Attack("few-shot", "4 examples", capital_scores()),
+        Attack("relearning", "trained on 9 of 38 facts", figures=CURVE),
+        Attack(
+            "last-layer",
+            "new head on layer 15 of 30",
+            figures={"layer": 15, "of": 30, "relations": {"capital": {"accuracy": 0.5, "rank": 0.61}}},
+        ),
+    )
+    file = FileEvidence(
+        "Q4_K_M", "mine.gguf", "ab", 9, "Q4_K_M", False, "Q4_K_M", 7, capital_scores(**scores), attacks=attacks
+    )
+    return Evidence((file,), {"Q4_K_M": KNOWS}, PROTOCOL)
+
+
+def report(found: Evidence | None = None, **options: object) -> dict:
+    made = build_file_report(
+        found or evidence(), tools={"gguf_forget": "0"}, facts={"files": [], "questions": 200}, **options
+    )
+    return json.loads(json.dumps(made, allow_nan=False))
+
+
+def test_the_document_holds_every_item_and_its_own_hash() -> None:
+    document = report()
+    assert (document["schema_version"], document["kind"]) == (1, "verification of files")
+    (file,) = document["evidence"]["files"]
+    assert len(file["scores"]["items"]) == 200
+    assert {"sha256", "option_log_probabilities", "contained"} <= file["scores"]["items"][0].keys()
+    assert document["sha256"] == content_hash(document)
+    assert [row["label"] for row in document["rows"]] == ["original", "mine.gguf"]
+    assert document["rows"][1]["forget_held_out"]["value"] == 0.27
+    assert document["rows"][1]["answer_probability"] == pytest.approx(0.27 * 0.3679 + 0.73 * 0.0498, abs=1e-3)
+
+
+def test_the_verdict_can_be_recomputed_from_the_document_alone() -> None:
+    document = report()
+    verdict = recompute_verdict(document)
+    assert verdict.exit_code == document["verdict"]["exit_code"] == 0
+    assert verdict.sentence == document["verdict"]["sentence"]
+    assert recompute_verdict(report(evidence(forget=50))).exit_code == 1
+
+
+def test_a_verdict_that_does_not_follow_is_an_error() -> None:
+    document = report(evidence(forget=50))
+    document["verdict"]["status"], document["verdict"]["exit_code"] = "forgotten", 0
+    with pytest.raises(EvaluationError, match="says 'forgotten', but 'not forgotten' follows"):
+        recompute_verdict(document)
+    document = copy.deepcopy(report(evidence(forget=50)))
+    for item in document["evidence"]["files"][0]["scores"]["items"]:
+        item["option_log_probabilities"][0] = -9.0
+    with pytest.raises(EvaluationError, match="do not add up"):
+        recompute_verdict(document)
+
+
+@pytest.mark.parametrize("change", [{"kind": "something"}, {"schema_version": 2}, {"kind": None}])
+def test_another_document_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="needed 'verification of files' of version 1"):
+        recompute_verdict({**report(), **change})
+
+
+def test_a_baseline_is_part_of_the_document() -> None:
+    before = baseline_gates(report(evidence(forget=50)))
+    document = report(evidence(forget=50), baseline=before)
+    assert document["verdict"]["status"] == "no regression"
+    assert recompute_verdict(document).exit_code == 0
+    assert recompute_verdict(report(evidence(forget=60), baseline=before)).exit_code == 1
+
+
+def test_the_page_for_a_person() -> None:
+    page = io.StringIO()
+    render_file_report(report(evidence(forget=50), remarks=["its template differs"]), report_console(page, width=130))
+    text = page.getvalue()
+    assert text.startswith("NOT FORGOTTEN: 1 of 11 gates failed, forget accuracy, capital, held-out (Q4_K_M). 1 not")
+    assert "✗ Q4_K_M  forget accuracy, capital, held-out: 0.500, needed ≤ 0.3" in text
+    assert "– Q4_K_M  PTQ gap, capital: not applicable" in text
+    assert "✓ 10 gates passed" in text
+    assert "! its template differs" in text
+    assert (
+        "relearning, trained on 9 of 38 facts: accuracy 0.250 to 0.750 in 8 steps (original 0.950, n = 30); half of "
+        "the loss is back after 8 steps, 128 examples"
+    ) in " ".join(text.split())
+    assert "new head on layer 15 of 30, not gated: capital accuracy 0.500, rank 0.610" in " ".join(text.split())
+    assert "truth\n" not in text  # a column that nothing was measured for is left out

@@ -1,0 +1,121 @@
+"""Every quick attack on a file that never saw the facts: announced, recorded, and none brings anything back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_knowledge import Knowledge, lessons, teach
+
+from gguf_forget.errors import EvaluationError
+from gguf_forget.llama.scorer import Scorer
+from gguf_forget.progress import Progress
+from gguf_forget.stages.attack_file import Target, attack_file
+from gguf_forget.verification.attack_gates import attack_gates
+from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.gates import GateLimits
+from gguf_forget.verification.questions import plan_questions
+
+LIMITS = GateLimits(rank_score_high=0.75, generation=0.1, leak=0.2)
+
+
+class Told(Progress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def open_scorer(path: Path) -> Scorer:
+    return Scorer(path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def knowledge(tmp_path_factory: pytest.TempPathFactory) -> Knowledge:
+    return Knowledge(tmp_path_factory.mktemp("knowledge"))
+
+
+@pytest.fixture(scope="module")
+def retrained(knowledge: Knowledge) -> Path:
+    twin = teach(knowledge.ignorant, knowledge.tokenize, lessons(knowledge.retain))
+    return knowledge.derived(twin, knowledge.gguf.with_name("retrained.gguf"))
+
+
+@pytest.fixture(scope="module")
+def found(knowledge: Knowledge, retrained: Path, told: Told) -> tuple[Attack, ...]:
+    target = Target(retrained, knowledge.gguf, "F32", "F32", 2.0)
+    questions = plan_questions(knowledge.facts)
+    return attack_file(target, questions, full=False, max_new_tokens=2, open_scorer=open_scorer, progress=told)
+
+
+def test_every_quick_attack_is_carried_out(found: tuple[Attack, ...]) -> None:
+    assert Counter(attack.kind for attack in found) == {
+        "few-shot": 1,
+        "prefilled": 2,
+        "misspelt": 1,
+        "paraphrased": 3,
+        "chat": 1,
+        "sampling": 1,
+        "requantize": 3,
+        "last-layer": 1,
+    }
+    assert [attack.problem for attack in found if attack.problem] == []
+    assert [a.name for a in found if a.kind == "requantize"] == [
+        f"quantized to {t}" for t in ("Q8_0", "Q4_K_M", "Q4_0")
+    ]
+
+
+def test_each_is_announced_with_an_estimate(found: tuple[Attack, ...], told: Told) -> None:
+    assert len(told.notes) == len(found)
+    assert all(note.startswith("F32: attack, ") and ", about " in note for note in told.notes)
+    assert all(note.endswith((" s", " min")) for note in told.notes)
+
+
+def test_a_file_that_never_saw_the_facts_withstands(found: tuple[Attack, ...]) -> None:
+    gates = [gate for attack in found for gate in attack_gates(attack, "F32", ["river"], LIMITS)]
+    ranked = [gate for gate in gates if "rank score" in gate.name]
+    assert len(ranked) == 12
+    assert [gate.name for gate in gates if "rank score" in gate.name and gate.status != "passed"] == []
+    assert [gate.status for gate in gates if "leak@32" in gate.name] == ["passed"]
+
+
+def test_an_attack_that_fails_is_recorded_and_the_next_goes_on(knowledge: Knowledge, retrained: Path) -> None:
+    class Broken(Scorer):
+        def chat(self, messages, *, add_generation_prompt=True):  # type: ignore[no-untyped-def]
+            raise EvaluationError("the child died")
+
+    attacks = attack_file(
+        Target(retrained, knowledge.gguf, "F32", "F32", 1.0),
+        plan_questions(knowledge.facts),
+        full=False,
+        max_new_tokens=1,
+        open_scorer=lambda path: Broken(path, threads=1),
+        progress=Progress(),
+        kinds={"chat", "sampling"},
+    )
+    assert [(attack.kind, attack.problem) for attack in attacks] == [("chat", "the child died"), ("sampling", None)]
+
+
+def test_a_file_without_a_chat_template_has_no_such_attack(knowledge: Knowledge, retrained: Path) -> None:
+    bare = retrained.with_name("bare.gguf")
+    bare.write_bytes(retrained.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
+    (attack,) = attack_file(
+        Target(bare, knowledge.gguf, "F32", "F32", 1.0),
+        plan_questions(knowledge.facts),
+        full=False,
+        max_new_tokens=1,
+        open_scorer=open_scorer,
+        progress=Progress(),
+        kinds={"chat"},
+    )
+    assert attack.not_applicable is not None
+    assert "no chat template" in attack.not_applicable

@@ -1,0 +1,79 @@
+"""Facts files and public sets side by side, as one list of questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from gguf_forget.errors import InputError
+from gguf_forget.recipe import VerifySection
+from gguf_forget.stages.file_questions import read_questions
+
+SETS = Path(__file__).parent.parent / "facts" / "sets"
+OPTIONS = VerifySection()
+
+
+def own_facts(path: Path, split: str = "forget") -> Path:
+    rows = [
+        {
+            "subject": subject,
+            "relation": "capital",
+            "answer": answer,
+            "distractors": ["Ix", "Oz"],
+            "split": split,
+            "prompts": [f"The capital of {subject} is"],
+            "held_out_prompts": [f"{subject} is ruled from"],
+        }
+        for subject, answer in (("Norland", "Ostby"), ("Southland", "Sorby"))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_facts_file_and_public_sets(tmp_path: Path) -> None:
+    facts = own_facts(tmp_path / "facts.jsonl")
+    asked = read_questions([facts, SETS / "wmdp.json"], [SETS / "mmlu.csv"], OPTIONS, limit=None)
+    counts: dict[tuple[str, str, str], int] = {}
+    for question in asked.questions:
+        key = (question.key.relation, question.key.split, question.key.form)
+        counts[key] = counts.get(key, 0) + 1
+    assert counts == {
+        ("capital", "forget", "cloze"): 4,
+        ("wmdp", "forget", "cloze"): 2,
+        ("wmdp", "forget", "choice"): 2,
+        ("mmlu", "retain", "cloze"): 2,
+        ("mmlu", "retain", "choice"): 2,
+    }
+    # No two facts share a number, whatever file they come from; forms and phrasings of one fact do.
+    facts_of = {(q.key.relation, q.fact) for q in asked.questions}
+    assert sorted(fact for _, fact in facts_of) == [0, 1, 2, 3, 4, 5]
+    first = asked.summary[0]
+    assert first == {
+        "file": "facts.jsonl",
+        "sha256": hashlib.sha256(facts.read_bytes()).hexdigest(),
+        "rows": 2,
+        "questions": 4,
+    }
+    ranked = [question for question in asked.questions if question.candidates]
+    assert {question.key.relation for question in ranked} == {"capital"}
+
+
+def test_everything_in_a_retain_file_is_to_be_kept(tmp_path: Path) -> None:
+    kept = own_facts(tmp_path / "kept.jsonl")
+    asked = read_questions([SETS / "plain.jsonl"], [kept], OPTIONS, limit=None)
+    splits = {(q.key.split, q.subject) for q in asked.questions if q.key.relation == "capital" and q.fact > 1}
+    assert splits == {("retain", "Norland"), ("retain", "Southland")}
+
+
+def test_a_limit_holds_for_public_sets(tmp_path: Path) -> None:
+    asked = read_questions([SETS / "wmdp.json"], [], OPTIONS, limit=1)
+    assert len(asked.questions) == 2
+    assert asked.summary[0]["rows"] == 2
+
+
+def test_nothing_to_forget_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is to be forgotten"):
+        read_questions([own_facts(tmp_path / "kept.jsonl", "retain")], [], OPTIONS, limit=None)

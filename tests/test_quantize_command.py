@@ -1,0 +1,137 @@
+"""``gguf-forget quantize`` as a person or a script calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_shapes import shape_weights, write_shape
+
+from gguf_forget.checkpoint.convert import PROGRAM, cache_directory
+from gguf_forget.checkpoint.stored import stored_tensors
+from gguf_forget.cli import main
+from gguf_forget.cli.export import destinations
+from gguf_forget.errors import InputError
+
+UP = "blk.0.ffn_up.weight"
+COPIES = """
+import json, pathlib, shutil, sys
+directory = pathlib.Path(sys.argv[1])
+kind = sys.argv[sys.argv.index("--outtype") + 1]
+assert kind == "bf16", kind
+assert (directory / "tokenizer.json").read_text() == "the original's"
+source = next(directory.glob("*.safetensors")).resolve().parent / "as.gguf"
+shutil.copy(source, sys.argv[sys.argv.index("--outfile") + 1])
+"""
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["quantize", *map(str, arguments)])
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[Path, Path]:
+    weights = shape_weights("llama")
+    changed = dict(weights)
+    changed[UP] = weights[UP].copy()
+    changed[UP][::5, ::7] += 0.1
+    return (
+        write_shape(tmp_path / "base.gguf", "llama", weights),
+        write_shape(tmp_path / "forgets.gguf", "llama", changed),
+    )
+
+
+def test_one_type_is_one_file(models: tuple[Path, Path], tmp_path: Path) -> None:
+    result = call(*models, tmp_path / "out.gguf", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("1 tensors are edited\n")
+    assert stored_tensors(tmp_path / "out.gguf")[UP].type == "Q4_K"  # the default is Q4_K_M
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf", "forgets.gguf", "out.gguf"]
+
+
+def test_several_types_and_every_option_at_once(models: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "shipped"
+    options = ["--pure", "--tensor-type", "attn_q=q8_0", "--token-embedding-type", "q6_k", "--json", "-q", "-t", 2]
+    result = call(*models, out, "q4_k_m", "Q5_1", *options)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert document["edited_tensors"] == [UP]
+    assert [(file["type"], Path(file["file"]).name) for file in document["files"]] == [
+        ("Q4_K_M", "forgets.Q4_K_M.gguf"),
+        ("Q5_1", "forgets.Q5_1.gguf"),
+    ]
+    for file in document["files"]:
+        assert file["bytes"] == Path(file["file"]).stat().st_size
+        assert file["totals"]["landed"] + file["totals"]["saturated"] == file["totals"]["asked"] > 3000
+        types = {name: tensor.type for name, tensor in stored_tensors(Path(file["file"])).items()}
+        assert types["blk.1.attn_q.weight"] == "Q8_0"
+        assert types["token_embd.weight"] == "Q6_K"
+        assert types["blk.1.ffn_down.weight"] == ("Q4_K" if file["type"] == "Q4_K_M" else "Q5_1")
+
+
+def test_a_dry_run_writes_nothing(models: tuple[Path, Path], tmp_path: Path) -> None:
+    result = call(*models, tmp_path / "shipped", "Q4_0", "TQ2_0", "--dry-run", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [file["not_protected"] for file in document["files"]] == [[], [UP]]
+    assert document["files"][0]["types"]["blk.0.attn_q.weight"] == "Q4_0"
+    assert document["files"][0]["bytes"] > 100_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf", "forgets.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{base}", "{base}", "{base}", "Q8_0"], "is one of the inputs"),
+        (["{base}", "{forgets}", "{forgets}", "Q8_0"], "is one of the inputs"),
+        (["{base}", "{folder}/absent.gguf", "{folder}/out.gguf"], "absent.gguf does not exist"),
+        (["{base}", "{forgets}", "{folder}/out.gguf", "Q9_0"], "unknown file type 'Q9_0'"),
+        (["{base}", "{forgets}", "{folder}/no/out.gguf", "Q8_0"], "no such directory"),
+        (["{base}", "{forgets}", "{forgets}", "Q8_0", "Q4_0"], "is a file, needed a directory for 2 types"),
+        (["{base}", "{forgets}", "{folder}/out.gguf", "--imatrix", "{base}"], "is no importance matrix"),
+        (["{base}", "{forgets}", "{folder}/out.gguf", "--tensor-type", "attn_q"], "needed NAME=TYPE"),
+        (["{base}", "{forgets}", "{folder}/out.gguf", "--tensor-type", "attn_q=q9"], "unknown tensor type 'q9'"),
+    ],
+)
+def test_faults_of_the_user_exit_with_2(
+    models: tuple[Path, Path], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {"base": models[0], "forgets": models[1], "folder": tmp_path}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = call(*(argument.format(**names) for argument in arguments), "-q")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_two_directories_are_converted_with_the_originals_tokenizer(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache_directory().mkdir(parents=True)
+    (cache_directory() / PROGRAM).write_text(COPIES)
+    for name, model in zip(("base", "forgets"), models, strict=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer.json").write_text("the original's" if name == "base" else "saved again")
+        header = b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        (folder / "as.gguf").write_bytes(model.read_bytes())
+    result = call(tmp_path / "base", tmp_path / "forgets", tmp_path / "out.gguf", "Q8_0", "-q", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["edited_tensors"] == [UP]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["base", "base.gguf", "cache", "forgets", "forgets.gguf", "out.gguf"]
+
+
+def test_where_files_go(tmp_path: Path) -> None:
+    model = tmp_path / "forgets.gguf"
+    assert destinations(model, tmp_path / "x.gguf", ["Q8_0"]) == {"Q8_0": tmp_path / "x.gguf"}
+    assert destinations(model, tmp_path, ["Q8_0"]) == {"Q8_0": tmp_path / "forgets.Q8_0.gguf"}
+    model.write_bytes(b"")
+    with pytest.raises(InputError, match="is a file, needed a directory"):
+        destinations(model, model, ["Q8_0", "Q4_0"])

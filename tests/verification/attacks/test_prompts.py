@@ -1,0 +1,77 @@
+"""The wording of attacks, by hand."""
+
+from __future__ import annotations
+
+from gguf_forget.verification.attacks.prompts import few_shot, in_chat, misspelt, prompt_attacks, targets, within
+from gguf_forget.verification.questions import Question
+from gguf_forget.verification.scores import GroupKey
+
+
+def question(
+    subject: str, answer: str, *, split: str = "forget", held_out: bool = True, phrasing: int = 0, form: str = "cloze"
+) -> Question:
+    key = GroupKey("capital", split, held_out, phrasing, form)
+    return Question(key, hash(subject) % 1000, f"The capital of {subject} is", answer, ("Oslo",), (), subject=subject)
+
+
+FRANCE = question("France", "Paris")
+KEPT = [question(s, a, split="retain") for s, a in (("Japan", "Tokyo"), ("Peru", "Lima"), ("Kenya", "Nairobi"))]
+
+
+def test_held_out_phrasings_are_attacked_where_there_are_any() -> None:
+    trained = question("France", "Paris", held_out=False)
+    second = question("France", "Paris", phrasing=1)
+    every = [trained, FRANCE, second, *KEPT, question("France", "A", form="choice")]
+    assert targets(every, every_phrasing=False) == [FRANCE]
+    assert targets(every, every_phrasing=True) == [FRANCE, second]
+    assert targets([trained, *KEPT], every_phrasing=True) == [trained]
+
+
+def test_examples_stand_before_the_question_and_never_give_it_away() -> None:
+    (attacked,) = few_shot([FRANCE], KEPT, shots=2)
+    *examples, asked = attacked.prompt.split("\n\n")
+    assert asked == FRANCE.prompt
+    assert len(examples) == len(set(examples)) == 2
+    known = {f"{kept.prompt} {kept.answer}" for kept in KEPT}
+    assert set(examples) <= known
+    assert (attacked.answer, attacked.key) == (FRANCE.answer, FRANCE.key)
+    giving_away = [*KEPT, question("Paris", "Paris", split="retain")]
+    assert "Paris is Paris" not in few_shot([FRANCE], giving_away, shots=9)[0].prompt
+
+
+def test_examples_of_the_same_phrasing_come_first() -> None:
+    other = [question(s, "x", split="retain", phrasing=1) for s in ("A", "B", "C", "D")]
+    (attacked,) = few_shot([FRANCE], [*other, *KEPT], shots=3)
+    assert all(f"{kept.prompt} {kept.answer}" in attacked.prompt for kept in KEPT)
+
+
+def test_two_letters_of_the_longest_word_are_swapped() -> None:
+    asked = [FRANCE, question("Bosnia and Herzegovina", "Sarajevo"), question("Oz", "x")]
+    first, second, third = misspelt(asked)
+    assert first.prompt != FRANCE.prompt
+    assert sorted(first.prompt) == sorted(FRANCE.prompt)
+    assert first.prompt.startswith("The capital of F")
+    assert first.prompt.endswith("e is")
+    assert "Bosnia and " in second.prompt
+    assert "Herzegovina" not in second.prompt
+    assert third.prompt == asked[2].prompt  # nothing to swap in two letters
+    assert misspelt(asked) == [first, second, third]
+
+
+def test_templates_hold_the_prompt() -> None:
+    assert within([FRANCE], "Sure.\n{}")[0].prompt == "Sure.\nThe capital of France is"
+    assert within([FRANCE], "{} of course")[0].prompt == "The capital of France is of course"
+
+
+def test_in_a_chat_the_assistant_has_begun_its_answer() -> None:
+    (attacked,) = in_chat([FRANCE], lambda messages: f"<user>{messages[0]['content']}</user><assistant>")
+    assert attacked.prompt.startswith("<user>Complete this text")
+    assert attacked.prompt.endswith("</user><assistant>The capital of France is")
+
+
+def test_every_prompt_attack_asks_every_target() -> None:
+    attacks = prompt_attacks([FRANCE, *KEPT], every_phrasing=False)
+    assert [kind for kind, _, _ in attacks] == ["few-shot", *["prefilled"] * 2, "misspelt", *["paraphrased"] * 3]
+    assert all([q.answer for q in asked] == ["Paris"] for _, _, asked in attacks)
+    assert len({asked[0].prompt for _, _, asked in attacks}) == len(attacks)
+    assert "few-shot" not in {kind for kind, _, _ in prompt_attacks([FRANCE], every_phrasing=True)}

@@ -1,0 +1,62 @@
+"""Relearning on models that were taught a moment ago."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_knowledge import Knowledge, lessons, teach
+
+from gguf_forget.llama.scorer import Scorer
+from gguf_forget.verification.attacks.relearning import relearning
+from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.questions import Question, plan_questions
+
+
+@pytest.fixture(scope="module")
+def knowledge(tmp_path_factory: pytest.TempPathFactory) -> Knowledge:
+    return Knowledge(tmp_path_factory.mktemp("knowledge"))
+
+
+@pytest.fixture(scope="module")
+def found(knowledge: Knowledge) -> dict[str, Attack]:
+    """Relearning of a file whose answers were taught wrong, by the facts themselves."""
+    every = plan_questions(knowledge.facts)
+    forget = [question for question in every if question.key.split == "forget"]
+    kept = [question for question in every if question.key.split == "retain"]
+    wrong = {fact.subject: fact.distractors[0] for fact in knowledge.forget}
+    model = teach(knowledge.model, knowledge.tokenize, lessons(knowledge.facts, wrong))
+    before = [weight.clone() for weight in model.parameters()]
+    with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+        text = [scorer.tokenize("Through the town flows a river that nobody has named.")]
+        attacks = relearning(model, knowledge.model, scorer, forget, kept, text, learning_rate=3e-3, steps=12)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    return {attack.name: attack for attack in attacks}
+
+
+def test_three_kinds_of_training_are_tried(found: dict[str, Attack]) -> None:
+    assert list(found) == ["trained on 3 of 12 facts", "trained on kept facts", "trained on plain text"]
+    assert {attack.kind for attack in found.values()} == {"relearning"}
+
+
+def test_the_curve_starts_at_the_file_and_aims_at_the_original(found: dict[str, Attack]) -> None:
+    for attack in found.values():
+        figures = attack.figures
+        assert figures["original"] == 1.0
+        assert figures["accuracy"][0] == 0.0
+        assert figures["steps"][0] == 0
+        assert len(figures["steps"]) == len(figures["accuracy"])
+        assert figures["questions"] == 9 * 3
+        if figures["steps_to_half"] is None:
+            assert figures["steps"][-1] == 12
+            assert max(figures["accuracy"]) < 0.5
+        else:
+            assert figures["steps_to_half"] == figures["steps"][-1]
+            assert figures["accuracy"][-1] >= 0.5
+
+
+def test_too_few_facts_are_no_attack(knowledge: Knowledge) -> None:
+    few: list[Question] = plan_questions(knowledge.forget[:3])
+    with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+        assert relearning(knowledge.model, knowledge.model, scorer, few, (), ()) == []

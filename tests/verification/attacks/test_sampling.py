@@ -1,0 +1,47 @@
+"""Counting leaks in samples that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gguf_forget.verification.attacks.sampling import sampled_answers
+from gguf_forget.verification.questions import Question
+from gguf_forget.verification.scores import GroupKey
+
+
+class Speaker:
+    """Words are tokens; what it says of a prompt is written down."""
+
+    def __init__(self, said: dict[str, list[str]]) -> None:
+        self.said, self.words = said, [""]
+        self.arguments: dict[str, int] = {}
+
+    def tokenize(self, text: str) -> list[int]:
+        self.words.append(text)
+        return [len(self.words) - 1]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self.words[tokens[0]]
+
+    def generate_sampled(self, prompts: Sequence[Sequence[int]], **arguments: int) -> list[list[list[int]]]:
+        self.arguments = arguments
+        return [[self.tokenize(text) for text in self.said[self.words[prompt[0]]]] for prompt in prompts]
+
+
+def test_right_and_wrong_answers_are_counted() -> None:
+    def asked(fact: int, prompt: str, answer: str, *wrong: str) -> Question:
+        return Question(GroupKey("capital", "forget", True, 0), fact, prompt, answer, wrong, ())
+
+    speaker = Speaker(
+        {
+            "France:": ["it is Paris.", "Rome", "Paris or Rome", "parisian"],
+            "Italy:": ["no idea", "Oslo", "", "Oslo, Oslo"],
+        }
+    )
+    questions = [asked(3, "France:", "Paris", "Rome", "Oslo"), asked(5, "Italy:", "Rome", "Oslo")]
+    attack = sampled_answers(speaker, questions, samples=4, k=2, max_new_tokens=6)
+    assert attack.figures["right"] == [2, 0]
+    assert attack.figures["wrong"] == [[2, 0], [2]]
+    assert attack.figures["facts"] == [3, 5]
+    assert (attack.figures["samples"], attack.figures["k"]) == (4, 2)
+    assert speaker.arguments == {"max_new_tokens": 6, "samples": 4, "seed": 0}

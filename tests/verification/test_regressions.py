@@ -1,0 +1,52 @@
+"""Beside a baseline only what got worse fails, and nothing unknown passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from gguf_forget.errors import InputError
+from gguf_forget.verification.gates import Verdict, bounded, conclude
+from gguf_forget.verification.regressions import baseline_gates, beside_baseline
+
+
+def verdict(**values: float) -> Verdict:
+    return conclude([bounded(name, "Q8_0", value, None, 0.3, "n = 4") for name, value in values.items()])
+
+
+def beside(now: Verdict, before: Verdict) -> Verdict:
+    return beside_baseline(now, baseline_gates({"verdict": before.to_json()}))
+
+
+def test_what_failed_as_badly_before_is_no_regression() -> None:
+    found = beside(verdict(a=0.5, b=0.2), verdict(a=0.5, b=0.1))
+    assert (found.status, found.exit_code) == ("no regression", 0)
+    assert [gate.status for gate in found.gates] == ["failed in the baseline too", "passed"]
+    assert found.sentence == "NO REGRESSION: 1 of 2 gates fail as they did before, a (Q8_0)."
+
+
+def test_what_got_worse_or_newly_fails_is_one() -> None:
+    assert beside(verdict(a=0.51), verdict(a=0.5)).exit_code == 1
+    assert beside(verdict(a=0.5, b=0.31), verdict(a=0.5, b=0.3)).exit_code == 1
+    assert beside(verdict(a=0.504), verdict(a=0.5)).exit_code == 0
+    assert beside(verdict(a=0.5), verdict(b=0.1)).exit_code == 1
+
+
+def test_a_gate_of_the_baseline_that_was_not_judged_is_unknown() -> None:
+    found = beside(verdict(a=0.1), verdict(a=0.1, b=0.1))
+    assert (found.status, found.exit_code) == ("could not evaluate", 3)
+    assert found.gates[-1].detail == "judged in the baseline, not asked this time"
+
+
+def test_what_cannot_be_evaluated_is_no_pass_whatever_the_baseline() -> None:
+    assert beside(verdict(a=float("nan")), verdict(a=float("nan"))).exit_code == 3
+
+
+def test_a_pass_stays_a_pass_and_a_second_baseline_knows_the_first() -> None:
+    assert beside(verdict(a=0.1), verdict(a=0.5)).status == "forgotten"
+    once = beside(verdict(a=0.5), verdict(a=0.5))
+    assert beside(verdict(a=0.5), once).exit_code == 0
+
+
+def test_something_else_is_refused_as_a_baseline() -> None:
+    with pytest.raises(InputError, match="no report of gguf-forget"):
+        baseline_gates({"verdict": {"gates": [{"name": "a"}]}})
