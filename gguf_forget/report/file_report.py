@@ -35,8 +35,9 @@ from gguf_forget.verification.regressions import beside_baseline
 
 SCHEMA_VERSION = 1
 KIND = "verification of files"
-# heading, key of the groups, weight, decimals
+# heading, key of a row, decimals
 MEMORISATION = (
+    ("per-token\naccuracy", "accuracy_normalised", 3),
     ("options\nshown", "choice", 3),
     ("answer\np/token", "answer_probability", 3),
     ("extraction\nstrength", "extraction_strength", 3),
@@ -159,7 +160,8 @@ def render_file_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 _EXPLANATION = (
-    "Second table: forgotten facts, all phrasings asked. options shown: accuracy where the prompt lists lettered "
+    "Second table: forgotten facts, all phrasings asked. per-token accuracy: as forget, log-probabilities divided by "
+    "their number of tokens. options shown: accuracy where the prompt lists lettered "
     "options. p/token: probability of the right answer, per token. extraction strength: share of an answer's end that "
     "follows by itself. exact memorisation: share of its tokens that are the most probable ones. truth ratio: 1 where "
     "right and wrong answers are equally probable. Min-K%: mean log-probability of the 40 % least probable tokens of "

@@ -149,23 +149,31 @@ class _Attacker:
             made.unlink(missing_ok=True)
 
     def last_layer(self) -> list[Attack]:
-        from gguf_forget.checkpoint.load import load_torch
         from gguf_forget.verification.attacks.last_layer import last_layer
 
-        model, original = load_torch(self.dequantized("file")), load_torch(self.dequantized("original"))
+        model, original = self.torch("file"), self.torch("original")
         with self.open_scorer(self.target.file) as scorer:
             return last_layer(model, original, scorer, self.asked, self.kept if self.full else ())
 
     def relearning(self) -> list[Attack]:
-        from gguf_forget.checkpoint.load import load_torch
         from gguf_forget.verification.attacks.relearning import STEPS, relearning
 
-        model, original = load_torch(self.dequantized("file")), load_torch(self.dequantized("original"))
+        model, original = self.torch("file"), self.torch("original")
         with self.open_scorer(self.target.file) as scorer, self.progress.task("relearning", 3 * STEPS) as advance:
             text = chunks(builtin_documents("train"), scorer.tokenize, length=64, count=64, seed=0)
             found = relearning(model, original, scorer, self.asked, self.kept, text, progress=advance)
         few = "fewer than 4 forgotten facts have wrong answers"
         return found or [Attack("relearning", "relearning", not_applicable=few)]
+
+    def torch(self, which: str) -> Any:
+        """The file or the original as a torch model."""
+        from gguf_forget.checkpoint.load import load_torch
+
+        try:
+            return load_torch(self.dequantized(which))
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            name = self.target.file.name
+            raise UnsupportedError(f"transformers cannot load {name}: {type(error).__name__}: {error}") from error
 
     def dequantized(self, which: str) -> Path:
         """The file or the original in F32, made once."""

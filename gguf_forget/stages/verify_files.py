@@ -15,6 +15,7 @@ from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, Lla
 from gguf_forget.facts.text import builtin_documents, chunks, file_documents
 from gguf_forget.llama.child import IsolatedScorer, run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, quantize
+from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import VerifySection
 from gguf_forget.run_directory import sha256_file
@@ -45,6 +46,8 @@ class Settings:
         attacks: "none", "quick" or "full".
         text: a plain text file for perplexity and divergence; None: the built-in text.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one.
+        isolated: run llama.cpp in a child process, so that a file on which it aborts is one that could not be
+            evaluated, and not the end of the run.
     """
 
     options: VerifySection = field(default_factory=VerifySection)
@@ -53,6 +56,7 @@ class Settings:
     attacks: str = "none"
     text: Path | None = None
     gpu_layers: int = 0
+    isolated: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,9 @@ def _stock(base: _File, kind: str, work: Path, progress: Progress) -> Path:
     return target
 
 
-def _open(path: Path, settings: Settings) -> IsolatedScorer:
-    return IsolatedScorer(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
+def _open(path: Path, settings: Settings) -> IsolatedScorer | Scorer:
+    opened = IsolatedScorer if settings.isolated else Scorer
+    return opened(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
 
 
 @dataclass(frozen=True)
@@ -162,13 +167,13 @@ class _Text:
     tops: list[TopTokens]
 
 
-def _chunks(scorer: IsolatedScorer, settings: Settings) -> list[list[int]]:
+def _chunks(scorer: IsolatedScorer | Scorer, settings: Settings) -> list[list[int]]:
     documents = file_documents(settings.text, "measure") if settings.text else builtin_documents("measure")
     count = max(1, settings.options.perplexity_tokens // CHUNK_LENGTH)
     return chunks(documents, scorer.tokenize, length=CHUNK_LENGTH, count=count, seed=0)
 
 
-def _scores(scorer: IsolatedScorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
+def _scores(scorer: IsolatedScorer | Scorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
     questions = asked.questions
     scores = ask(scorer, questions, chunked, max_new_tokens=settings.options.max_new_tokens, longest_text=LONGEST_TEXT)
     scores = with_memorisation(scorer, questions, scores)

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from gguf_forget.checkpoint.architecture import ARCHITECTURES, Architecture
+from gguf_forget.errors import UnsupportedError
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.gates import forgotten_relations
 from gguf_forget.verification.probes import ScoresTokens, encode, rank_tables
@@ -41,6 +43,9 @@ def last_layer(
         model, original: Hugging Face models of the dequantized file and original.
         tokens: for :meth:`tokenize` alone.
         questions: what is attacked; kept: what heads are fitted on, at every position of prompt and answer.
+
+    Raises:
+        UnsupportedError: an architecture whose final norm is not known.
     """
     prompts, answers = encode(questions, tokens)
     layers = int(model.config.num_hidden_layers)
@@ -80,6 +85,17 @@ def _by_relation(scores: FileScores) -> dict[str, dict[str, float]]:
     }
 
 
+def _entry(model: Any) -> Architecture:
+    name = str(model.config.model_type)
+    if name not in ARCHITECTURES:
+        raise UnsupportedError(f"architecture {name!r} is not among {', '.join(sorted(ARCHITECTURES))}")
+    return ARCHITECTURES[name]
+
+
+def _final_norm(model: Any) -> Any:
+    return model.get_submodule(_entry(model).final_norm)
+
+
 def _batches(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
@@ -97,7 +113,8 @@ def _states(model: Any, sequences: Sequence[Sequence[int]], members: Sequence[in
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         raw.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = model.base_model.layers[-1].register_forward_hook(keep)
+    last = _entry(model).layer.format(model.config.num_hidden_layers - 1)
+    handle = model.get_submodule(last).register_forward_hook(keep)
     try:
         with torch.no_grad():
             # Causal and padded at the end: padding changes nothing before it.
@@ -122,7 +139,7 @@ def _hidden(model: Any, prompts: Sequence[Sequence[int]], depths: Sequence[int])
 def _through_head(original: Any, hidden: torch.Tensor) -> torch.Tensor:
     """The original's final norm and output layer: log-probabilities [n, V] of hidden states [n, d]."""
     with torch.no_grad():
-        return _output(original, original.base_model.norm(hidden))
+        return _output(original, _final_norm(original)(hidden))
 
 
 def _output(original: Any, normed: torch.Tensor) -> torch.Tensor:
@@ -138,7 +155,7 @@ def _fit(model: Any, original: Any, texts: Sequence[Sequence[int]], depth: int) 
         states, lengths = _states(model, texts, members)
         goal, _ = _states(original, texts, members)
         with torch.no_grad():
-            normed = original.base_model.norm(goal[-1])
+            normed = _final_norm(original)(goal[-1])
         for row, length in enumerate(lengths):
             x = torch.cat([states[depth][row, :length], torch.ones(length, 1)], dim=1).double()
             gram += x.T @ x
