@@ -92,17 +92,24 @@ def side_figures(child: Child, answers: list[dict], pairs: int) -> dict:
     }
 
 
-def compare(plan: Plan, children: dict[str, Child]) -> dict:
+def say(shape: str, side: str, what: str, answer: dict) -> None:
+    """A line of progress, on stderr."""
+    print(f"{shape}, {side}, {what}: {answer['seconds']:.2f} s", file=sys.stderr, flush=True)
+
+
+def compare(plan: Plan, shape: str, children: dict[str, Child]) -> dict:
     """All figures of one model: each side's times and memory, and the ratios where there is a reference."""
     request = {"pairs": plan.pairs, "steps": STEPS, "batch_size": plan.batch_size}
     kept = {side: plan.folder / f"{side}.npz" for side in children}
     own = plan.folder / "own.npz"
     for child in children.values():  # not counted: the first run pays for what is made on first use
-        child.ask(**request, keep=str(own if child.side == "reference" else kept["ours"]), own_points=True)
+        answer = child.ask(**request, keep=str(own if child.side == "reference" else kept["ours"]), own_points=True)
+        say(shape, child.side, "not counted", answer)
     answers: dict[str, list[dict]] = {side: [] for side in children}
     for run in range(plan.runs):
         for side in children if run % 2 == 0 else reversed(children):
             answers[side].append(children[side].ask(**request, keep=str(kept[side])))
+            say(shape, side, f"run {run + 1} of {plan.runs}", answers[side][-1])
 
     found: dict[str, Any] = {side: side_figures(children[side], answers[side], plan.pairs) for side in children}
     if "reference" in children:
@@ -119,15 +126,16 @@ def compare(plan: Plan, children: dict[str, Child]) -> dict:
 
 
 def growth(plan: Plan, shape: str, ours: Child) -> list[dict]:
-    """Ours alone, with more pairs and with more integration steps, in batches of the same size.
+    """Ours alone, with more pairs and with more integration steps, in batches half as large as the comparison's.
 
     The same process goes on; memory that an earlier row left behind could only make a later peak larger.
     """
-    base = plan.batch_size
+    base = max(1, plan.batch_size // 2)
     cells = [(base, STEPS), (2 * base, STEPS), (4 * base, STEPS), (base, 2 * STEPS), (base, 4 * STEPS)]
     rows = []
     for pairs, steps in cells:
         answers = [ours.ask(pairs=pairs, steps=steps, batch_size=base) for _ in range(plan.runs)]
+        say(shape, "ours", f"{pairs} pairs, m = {steps}", answers[-1])
         rows.append(
             {
                 "model": shape,
@@ -148,7 +156,7 @@ def measure_model(plan: Plan, shape: str) -> tuple[dict, list[dict]]:
         # The reference first: if it cannot be used, that is said before anything else takes its time.
         for side in ("ours",) if plan.reference is None else ("reference", "ours"):
             children[side] = plan.child(side, shape)
-        found = compare(plan, children)
+        found = compare(plan, shape, children)
         if "reference" in children:
             children.pop("reference").close()
         return found, growth(plan, shape, children["ours"])
