@@ -1,8 +1,9 @@
-"""Commands about files: quantize an unlearned model so that its edits stay."""
+"""Commands about files: quantize an unlearned model so that its edits stay, and see what differs between two."""
 
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from gguf_forget.cli.common import common, guarded
 from gguf_forget.errors import InputError
 
 if TYPE_CHECKING:
+    from gguf_forget.export.difference import Difference
     from gguf_forget.export.quantize import ExportOptions, Planned
     from gguf_forget.progress import Progress
 
@@ -190,3 +192,76 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             )
         if file["not_protected"]:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
+
+
+@click.command()
+@click.argument("before", metavar="A", type=click.Path(path_type=Path))
+@click.argument("after", metavar="B", type=click.Path(path_type=Path))
+@click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Show what differs from GGUF A to GGUF B: tensors, codes and how far they moved, metadata.
+
+    Two quantized files are compared code by code. Of two files in full precision (F32, F16, BF16, Q8_0), --type says
+    how large a step of the grid that would ship is against the median update.
+
+    \b
+    Examples:
+      gguf-forget diff stock.Q4_K_M.gguf unlearned.Q4_K_M.gguf
+      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M
+    """
+
+    def work() -> int:
+        from gguf_forget.checkpoint.stored import stored_tensors
+        from gguf_forget.export.difference import difference
+        from gguf_forget.progress import progress_for
+
+        kind = None if file_type is None else file_type.upper()
+        with progress_for(quiet=quiet).task("comparing", len(stored_tensors(before))) as advance:
+            found = difference(before, after, file_type=kind, advance=advance)
+        if as_json:
+            document = {"schema_version": 1, "a": str(before), "b": str(after), **found.to_json()}
+            click.echo(json.dumps(document, indent=2, sort_keys=True))
+        else:
+            _print_difference(found)
+        return 0
+
+    guarded(work, debug=debug)
+
+
+def _print_difference(found: Difference) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tensor", "type", "weights", "moved", "share", "up", "down", "furthest", "step / update", box=None)
+    for tensor in found.tensors:
+        kind = tensor.type_before
+        if tensor.type_after != kind:
+            kind += f" → {tensor.type_after}"
+        if tensor.grid is not None:
+            kind += f" on {tensor.grid}"
+        shifts = tensor.shifts or {}
+        table.add_row(
+            tensor.tensor,
+            kind,
+            f"{tensor.weights:,}",
+            f"{tensor.moved:,}",
+            f"{tensor.moved / tensor.weights:.3%}",
+            *("" if count is None else f"{count:,}" for count in (tensor.up, tensor.down)),
+            f"{max(map(abs, shifts))} codes" if shifts else "",
+            "" if tensor.step_to_update is None else f"{tensor.step_to_update:.3g} ×",
+        )
+    if found.tensors:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+    click.echo(f"{found.same} tensors are the same, {len(found.tensors)} differ")
+    for label, names in (("only in A", found.only_before), ("only in B", found.only_after)):
+        if names:
+            click.echo(f"{label}: {', '.join(names)}")
+    for key, value in found.metadata_removed.items():
+        click.echo(f"- {key} = {value}")
+    for key, value in found.metadata_added.items():
+        click.echo(f"+ {key} = {value}")
+    for key, (old, new) in found.metadata_changed.items():
+        click.echo(f"~ {key} = {old} → {new}")

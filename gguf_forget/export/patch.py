@@ -21,7 +21,7 @@ from gguf_forget.grids import CODECS, Codec
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit
 
-WEIGHTS_AT_ONCE = 1 << 20
+WEIGHTS_AT_ONCE = 1 << 18  # what stays in a processor's cache
 FLOAT_TYPES = ("F32", "F16", "BF16")
 OUTSIDE_MASK = ("frozen", "compensate")
 Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -66,7 +66,8 @@ def edit_of(original: StoredTensor, unlearned: StoredTensor, start: int, stop: i
     before, after = original.weights(start, stop), unlearned.weights(start, stop)
     with np.errstate(invalid="ignore", over="ignore"):
         delta: np.ndarray = after - before
-    if not np.isfinite(delta).all():
+        total = delta.sum()  # finite only if all its terms are, and much faster than looking at each
+    if not np.isfinite(total) and not np.isfinite(delta).all():
         for tensor, weights in ((original, before), (unlearned, after)):
             if broken := int(weights.size - np.isfinite(weights).sum()):
                 raise InputError(
@@ -84,10 +85,10 @@ def edit_of(original: StoredTensor, unlearned: StoredTensor, start: int, stop: i
 
 def is_edited(original: StoredTensor, unlearned: StoredTensor, noise: float | None) -> bool:
     """Whether any weight differs by more than noise; stops at the first that does."""
-    return any(edit_of(original, unlearned, *part, noise).any() for part in _runs(original))
+    return any(edit_of(original, unlearned, *part, noise).any() for part in runs_of_rows(original))
 
 
-def _runs(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
+def runs_of_rows(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
     """Runs of rows of about ``WEIGHTS_AT_ONCE`` weights; none crosses from one expert's matrix into another's."""
     height = tensor.rows // tensor.matrices
     at_once = max(1, WEIGHTS_AT_ONCE // tensor.columns)
@@ -118,11 +119,12 @@ def patch_tensor(
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
         delta = edit_of(original, unlearned, start, stop, options.noise)
-        touched = np.flatnonzero(delta.any(axis=1))
+        touched = np.flatnonzero((delta != 0).any(axis=1))
         if not touched.size:
             return None
-        delta = delta[touched]
-        blocks = stock.raw[start:stop][touched]
+        blocks = stock.raw[start:stop]
+        if touched.size < stop - start:
+            delta, blocks = delta[touched], blocks[touched]
         if codec is not None:
             new, values, done = _on_the_grid(codec, blocks, delta, feedback, options)
         else:
@@ -134,7 +136,7 @@ def patch_tensor(
         done.check = Check(stock.name, start + touched, zlib.crc32(np.ascontiguousarray(values).data))
         return done
 
-    parts = [part for part in mapped(work, list(_runs(stock))) if part is not None]
+    parts = [part for part in mapped(work, list(runs_of_rows(stock))) if part is not None]
     if not parts:
         return None, []
     steps = StepHistogram()
@@ -161,7 +163,7 @@ def _feedback(
     edited = np.ones(original.columns, dtype=bool)
     if options.outside_mask == "frozen":
         edited[:] = False
-        for part in _runs(original):
+        for part in runs_of_rows(original):
             edited |= edit_of(original, unlearned, *part, options.noise).any(axis=0)
     return feedback_for(hessian, columns_to_decide(edited, edited))
 
@@ -172,9 +174,11 @@ def _on_the_grid(
     levels = codec.decode(blocks)
     free = delta != 0 if options.outside_mask == "frozen" and feedback is not None else None
     rounded = round_edit(levels, delta, hessian=feedback, free=free, survive=options.survive)
+    index = np.flatnonzero(delta != 0)
+    change = delta.ravel()[index]
     part = _Part(
         {
-            "edited": int(np.count_nonzero(delta)),
+            "edited": index.size,
             "asked": rounded.asked,
             "landed": rounded.landed,
             "saturated": rounded.saturated,
@@ -182,8 +186,12 @@ def _on_the_grid(
             "moved_by_compensation": rounded.moved_by_compensation,
         }
     )
-    part.steps.add(delta, levels.step_towards(delta))
-    return codec.with_codes(blocks, rounded.codes), replace(levels, codes=rounded.codes).values(), part
+    part.steps.add(change, levels.steps_at(index, change))
+    # Codes that did not move must decode to the very weights of the stock file.
+    values = dequantize_rows(codec.name, blocks, delta.shape[1])
+    moved = np.flatnonzero(rounded.codes != levels.codes)
+    values.ravel()[moved] = replace(levels, codes=rounded.codes).values_at(moved)
+    return codec.with_codes(blocks, rounded.codes), values, part
 
 
 def _anew(
@@ -230,7 +238,10 @@ def read_back(
     """Decode every edited row from the written file with libggml; raises EvaluationError where it is another."""
     for check in checks:
         tensor = tensors[check.tensor]
-        found = dequantize_rows(tensor.type, tensor.raw[check.rows], tensor.columns)
+        rows: Any = check.rows
+        if rows[-1] - rows[0] == len(rows) - 1:
+            rows = slice(rows[0], rows[-1] + 1)
+        found = dequantize_rows(tensor.type, tensor.raw[rows], tensor.columns)
         if zlib.crc32(found.data) != check.crc:
             raise EvaluationError(
                 f"{destination}: {check.tensor} ({tensor.type}), rows {check.rows[0]} to {check.rows[-1]}, does not "

@@ -62,6 +62,15 @@ class Levels:
                 weights *= self.scale[:, :, None]
         return weights.reshape(rows, columns)
 
+    def values_at(self, index: npt.NDArray[np.intp]) -> Floats:
+        """As :meth:`values` for the weights at the flat positions ``index`` alone, float32 [E]."""
+        place, codes = index // self.sub_block, self.codes.ravel()[index]
+        if self.zero_code is None:
+            weights: Floats = self.level(codes) * self.scale.ravel()[place] + self.offset.ravel()[place]
+        else:
+            weights = self.level(codes - np.int16(self.zero_code)) * self.scale.ravel()[place]
+        return weights
+
     def level(self, codes: npt.NDArray[Any]) -> Floats:
         """The levels of ``codes`` in units of the scale, before the offset; float32, any shape."""
         if self.table is None:
@@ -84,6 +93,14 @@ class Levels:
         """
         scale = self.scale_per_weight()
         return self.gap(self.codes, np.sign(direction) * np.sign(scale) < 0) * np.abs(scale)
+
+    def steps_at(self, index: npt.NDArray[np.intp], direction: npt.NDArray[Any]) -> Floats:
+        """As :meth:`step_towards` for the weights at the flat positions ``index`` alone; index, direction: [E]."""
+        # A row is a whole number of sub-blocks, so the flat index of a weight gives that of its scale.
+        scale = self.scale.ravel()[index // self.sub_block]
+        if self.table is None:
+            return np.abs(scale)
+        return self.gap(self.codes.ravel()[index], np.sign(direction) * np.sign(scale) < 0) * np.abs(scale)
 
     def gap(self, codes: npt.NDArray[Any], downwards: npt.NDArray[np.bool_]) -> Floats:
         """The distance from the levels of ``codes`` to the next, in units of the scale; float32, any shape.
@@ -149,8 +166,10 @@ class Codec:
             )
         if not np.issubdtype(codes.dtype, np.integer):
             raise InputError(f"{self.name} codes have dtype {codes.dtype}, an integer dtype is needed")
-        outside = (codes < self.lowest) | (codes > self.highest)
-        if outside.any():
+        in_range = not codes.size or (codes.min() >= self.lowest and codes.max() <= self.highest)
+        outside = np.zeros(0, dtype=bool)
+        if not in_range:
+            outside = (codes < self.lowest) | (codes > self.highest)
             outside &= codes != self.decode(blocks).codes
         if outside.any():
             row, column = (int(index) for index in np.argwhere(outside)[0])

@@ -88,20 +88,23 @@ def round_edit(
     if isinstance(hessian, np.ndarray):
         feedback = _feedback(hessian, delta, free, damp)
     edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
-    shift = np.zeros(levels.codes.shape, dtype=np.int16)
+    codes = np.array(levels.codes, order="C")
     if isinstance(feedback, Feedback):
-        _compensate(levels, delta, edits, feedback, free, shift)
+        shift = _compensate(levels, delta, edits, feedback, free)
+        went = shift.ravel()[edits.index]
+        codes += shift
+        moved = int(np.count_nonzero(shift))
     else:
-        shift.ravel()[edits.index] = _nearest_shifts(levels, edits, free)
-    moved = shift != 0
-    went = shift.ravel()[edits.index]
+        went = _nearest_shifts(levels, edits, free)
+        codes.ravel()[edits.index] += went
+        moved = int(np.count_nonzero(went))
     return Rounded(
-        codes=levels.codes + shift,
+        codes=codes,
         asked=int(edits.asked.sum()),
         landed=int((edits.asked & (went * edits.direction > 0)).sum()),
         saturated=int(edits.saturated.sum()),
-        moved=int(moved.sum()),
-        moved_by_compensation=int(moved.sum() - (went != 0).sum()),
+        moved=moved,
+        moved_by_compensation=moved - int(np.count_nonzero(went)),
     )
 
 
@@ -146,10 +149,9 @@ def _compensate(
     edits: Edits,
     feedback: Feedback,
     free: Mask | None,
-    shift: Codes,
-) -> None:
-    """Fill ``shift`` [rows, columns] column by column, errors passed on as H says."""
-    width = delta.shape[1]
+) -> Codes:
+    """The shifts, int16 [rows, columns], column by column, errors passed on as H says."""
+    shift = np.zeros(levels.codes.shape, dtype=np.int16)
     least, most = _room(levels, np.ascontiguousarray(levels.codes))
     lower, upper = least.ravel()[edits.index], most.ravel()[edits.index]
     _force(lower, upper, edits)
@@ -159,7 +161,7 @@ def _compensate(
     least[held] = 0
     most[held] = 0
     # Rows without an edit have no error to make good.
-    active = np.unique(edits.index // width)
+    active = np.flatnonzero((delta != 0).any(axis=1))
     columns = feedback.columns
     usable_scale = np.where(scale != 0, scale, 1)
     at_once = max(1, WEIGHTS_PER_SWEEP // len(columns))
@@ -174,6 +176,7 @@ def _compensate(
             levels.table,
         )
         shift[part] = sweep.run(feedback.factor).T
+    return shift
 
 
 def _crossing(rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Any:
@@ -257,7 +260,8 @@ def _check(levels: Levels, delta: npt.NDArray[Any], free: Mask | None, must_move
         if mask is not None and mask.dtype != np.bool_:
             raise InputError(f"{name} has dtype {mask.dtype}, bool is needed")
     for name, values in {"delta": delta, "the grid's scale": levels.scale}.items():
-        if broken := int(values.size - np.isfinite(values).sum()):
+        # A sum is finite only if all its terms are, and much faster than looking at each.
+        if not np.isfinite(values.sum()) and (broken := int(values.size - np.isfinite(values).sum())):
             raise InputError(
                 f"{name} holds {broken} values that are not finite, all must be finite",
                 hint="look for overflow in the run or file that these numbers come from",

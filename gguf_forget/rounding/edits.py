@@ -50,7 +50,7 @@ def find_edits(
     """
     if survive not in SURVIVE:
         raise InputError(f"survive is {survive!r}, one of {', '.join(SURVIVE)} is needed")
-    index = np.flatnonzero(delta)
+    index = np.flatnonzero(delta != 0)  # twice as fast as from the floats themselves
     # A row is a whole number of sub-blocks, so the flat index of a weight gives that of its scale.
     scale = levels.scale.ravel()[index // levels.sub_block].astype(np.float64)
     change, codes = delta.ravel()[index].astype(np.float64), levels.codes.ravel()[index]
@@ -62,7 +62,7 @@ def find_edits(
     elif survive == "all":
         asked = np.ones(index.size, dtype=bool)
     else:
-        asked = np.abs(change) >= 0.5 * levels.gap(codes, direction < 0) * np.abs(scale)
+        asked = np.abs(change) >= 0.5 * levels.steps_at(index, change)
     if must_move is None and free is not None:
         asked &= free.ravel()[index]
     at_the_end = (direction > 0) & (codes >= levels.highest) | (direction < 0) & (codes <= levels.lowest)
