@@ -14,7 +14,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,23 +42,13 @@ def score(
         EvaluationError: llama.cpp failed, or a value is not finite; the message begins with ``name(index)``.
     """
     result: list[NDArray[np.float64]] = [np.empty(0)] * len(sequences)
-    # Largest first: the cache gets its size once, too little memory shows at once, and no progress is too hopeful.
-    waves = sorted(
-        plan_waves(
-            [sequence[:-1] for sequence in sequences],
-            cells=session.cells,
-            max_sequences=session.max_sequences,
-            comfortable=session.batch,
-        ),
-        key=lambda wave: -len(wave.tokens),
-    )
     done = 0
     if progress:
         progress(done, len(sequences))
-    for wave in waves:
-        paths = [path[starts[i] - 1 :] for i, path in zip(wave.requests, wave.paths, strict=True)]
+    for members, wave in _largest_first(session, sequences):
+        paths = [path[starts[i] - 1 :] for i, path in zip(members, wave.paths, strict=True)]
         node = np.concatenate(paths)  # one entry for every token scored in this wave
-        target = np.concatenate([np.array(sequences[i][starts[i] :], np.int64) for i in wave.requests])
+        target = np.concatenate([np.array(sequences[i][starts[i] :], np.int64) for i in members])
         parts: list[tuple[NDArray[np.intp], NDArray[np.float64]]] = []
 
         def keep(
@@ -76,14 +66,35 @@ def score(
         for here, part in parts:
             values[here] = part
         ends = np.cumsum([len(path) for path in paths])[:-1]
-        for i, value in zip(wave.requests, np.split(values, ends), strict=True):
+        for i, value in zip(members, np.split(values, ends), strict=True):
             if not np.isfinite(value).all():
                 not_finite(session, name(i))
             result[i] = value
-        done += len(wave.requests)
+        done += len(members)
         if progress:
             progress(done, len(sequences))
     return result
+
+
+def _largest_first(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Wave]]:
+    """The waves of all sequences without their last tokens, each with the indices of its sequences.
+
+    Largest first: the cache gets its size once, and too little memory shows at once. Every wave is planned again when
+    its turn comes, so that no more than one is held.
+    """
+
+    def plan(some: Sequence[int]) -> Iterator[tuple[list[int], Wave]]:
+        for wave in plan_waves(
+            [sequences[i][:-1] for i in some],
+            cells=session.cells,
+            max_sequences=session.max_sequences,
+            comfortable=session.batch,
+        ):
+            yield [some[i] for i in wave.requests], wave
+
+    groups = [(len(wave.tokens), members) for members, wave in plan(range(len(sequences)))]
+    for _, group in sorted(groups, key=lambda pair: -pair[0]):
+        yield from plan(group)
 
 
 def decode_wave(
