@@ -97,9 +97,12 @@ def plot_faithfulness(
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
-        for height, text in ((0.0, "no neuron kept"), (1.0, "whole model")):
+        # Each label where no curve runs: they start low on the left, and end high on the right.
+        for height, text, share, side in ((0.0, "no neuron kept", 100.0, "right"), (1.0, "whole model", 0.1, "left")):
             axes.axhline(height, color=GUIDE, linewidth=0.8, linestyle=":")
-            axes.annotate(text, (0.1, height), xytext=(2, 3), textcoords="offset points", color=GUIDE, fontsize=7)
+            axes.annotate(
+                text, (share, height), xytext=(0, 3), textcoords="offset points", color=GUIDE, fontsize=7, ha=side
+            )
         for (name, (shares, values)), colour, marker in zip(
             curves.items(), (CHOSEN, OTHER, GUIDE), ("o", "s", "^"), strict=False
         ):
