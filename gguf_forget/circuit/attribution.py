@@ -32,12 +32,14 @@ class Selection:
     budget: float = 0.03
     neurons: int | None = None
     layer_cap: float = 1.0
-    retain_discount: float = 1.0
+    retain_discount: float = 2.0
+    signed: bool = True
 
     def ranking(self, forget: np.ndarray, retain: np.ndarray | None) -> np.ndarray:
         """What neurons are chosen by, [L, d_ff]."""
         nothing = np.zeros_like(forget)
-        return discounted_scores(forget, nothing if retain is None else retain, self.retain_discount)
+        kept = nothing if retain is None else retain
+        return discounted_scores(forget, kept, self.retain_discount, signed=self.signed)
 
     def circuit(self, ranking: np.ndarray) -> Circuit:
         if self.neurons is not None:

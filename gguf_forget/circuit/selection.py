@@ -41,16 +41,25 @@ def _circuit(mask: np.ndarray) -> Circuit:
     return Circuit(tuple(np.flatnonzero(row).astype(np.int64) for row in mask), mask.shape[1])
 
 
-def normalised(scores: np.ndarray) -> np.ndarray:
-    """|scores| with mean 1 over all neurons, so that two sets of facts can be compared. Zeros stay zeros."""
-    magnitude = np.abs(scores)
-    mean = magnitude.mean()
-    return magnitude / mean if mean > 0 else magnitude
+def normalised(scores: np.ndarray, *, signed: bool = False) -> np.ndarray:
+    """|scores|, or the scores where ``signed``, scaled so that the mean of |scores| over all neurons is 1.
+
+    Two sets of facts can then be compared. Zeros stay zeros.
+    """
+    values = scores if signed else np.abs(scores)
+    mean = np.abs(scores).mean()
+    return values / mean if mean > 0 else values
 
 
-def discounted_scores(forget: np.ndarray, retain: np.ndarray, discount: float) -> np.ndarray:
-    """Normalised |forget| minus ``discount`` times normalised |retain| (ours), [L, d_ff]."""
-    return normalised(forget) - discount * normalised(retain)
+def discounted_scores(forget: np.ndarray, retain: np.ndarray, discount: float, *, signed: bool) -> np.ndarray:
+    """Normalised forget scores minus ``discount`` times normalised retain scores (ours), [L, d_ff].
+
+    ``signed`` keeps the signs of both: to first order, the neurons with the highest values are then those whose
+    ablation costs the facts to forget most for what it costs the facts to keep, where effects of opposite sign cancel.
+    Else |forget| and |retain| are taken: how much a neuron matters, whichever way.
+    """
+    difference = normalised(forget, signed=signed) - discount * normalised(retain, signed=signed)
+    return np.asarray(difference)
 
 
 def neurons_for_parameters(share: float, *, parameters: int, per_neuron: int) -> int:

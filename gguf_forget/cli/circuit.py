@@ -66,6 +66,12 @@ def _scoring_options(function: Command) -> Command:
             type=click.FloatRange(0),
             help=f"Weight of the retain attribution that is subtracted  [default: {DEFAULTS.retain_discount:g}]",
         ),
+        click.option(
+            "--ranking",
+            type=click.Choice(["signed", "absolute"]),
+            help="Choose neurons by signed scores (what ablation costs) or by their size (how much they matter)  "
+            f"[default: {DEFAULTS.ranking}]",
+        ),
         click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
         click.option(
             "--budget",

@@ -86,6 +86,7 @@ def selection_of(options: AttributeSection) -> Selection:
         neurons=options.neurons or None,
         layer_cap=options.layer_cap,
         retain_discount=options.retain_discount,
+        signed=options.ranking == "signed",
     )
 
 
@@ -182,7 +183,7 @@ def _cheap_evidence(
     evidence: dict[str, Any] = {"across_halves": None if found.across_halves is None else asdict(found.across_halves)}
     if options.evidence_pairs:
         test = {split: paired.judges(split, count=options.evidence_pairs, seed=options.seed) for split in SPLITS}
-        named = circuits_compared(found, controls=1, seed=options.seed, undiscounted=False)
+        named = circuits_compared(found, controls=1, seed=options.seed)
         faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=False)
         evidence |= {
             "unseen_pairs": {split: judged.unseen for split, judged in test.items()},

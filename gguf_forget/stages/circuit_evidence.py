@@ -53,12 +53,13 @@ def judges(
     return Judges(tuple(seen[index] for index in sorted(drawn)), False)
 
 
-def circuits_compared(found: Attribution, *, controls: int, seed: int, undiscounted: bool) -> dict[str, list[Circuit]]:
-    """The circuit, the one of equal size by forget scores alone (no discount, no cap), and random controls."""
+def circuits_compared(
+    found: Attribution, *, controls: int, seed: int, undiscounted: np.ndarray | None = None
+) -> dict[str, list[Circuit]]:
+    """The circuit, that of equal size by ``undiscounted`` [L, d_ff] (forget scores alone, no cap), random controls."""
     named = {"circuit": [found.circuit]}
-    if undiscounted:
-        magnitude = np.abs(found.forget.scores.cpu().numpy())
-        named["undiscounted"] = [select_neurons(magnitude, neurons=found.circuit.size)]
+    if undiscounted is not None:
+        named["undiscounted"] = [select_neurons(undiscounted, neurons=found.circuit.size)]
     named["random control"] = [random_circuit(found.circuit, seed=seed + index) for index in range(controls)]
     return named
 

@@ -182,7 +182,8 @@ def _evidence(
 ) -> dict[str, Any]:
     seed, scoring = section.seed, scoring_of(section)
     test = {split: paired.judges(split, count=max(1, section.evidence_pairs), seed=seed) for split in SPLITS}
-    named = circuits_compared(found, controls=options.controls, seed=seed, undiscounted=True)
+    alone = selection_of(section).ranking(scores_of(found)["forget"], None)
+    named = circuits_compared(found, controls=options.controls, seed=seed, undiscounted=alone)
     faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=True)
     few = test["forget"].pairs[:PATCHED_PAIRS]
     own_scores = score_neurons(model, few, **scoring).scores.cpu().numpy()  # of the very pairs that are patched

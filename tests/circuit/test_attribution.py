@@ -19,9 +19,10 @@ FORGET = tuple(Pair((300 + i, 20, 31), (301 + i, 20, 31), 42 + i, (50, 51), i) f
 RETAIN = tuple(Pair((7, 80 + i, 9, 10), (7, 99, 9, 10), 60 + i, (70, 71), 10 + i) for i in range(4))
 
 
-def test_the_halves_together_are_the_whole(tiny_double: Any) -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_halves_together_are_the_whole(tiny_double: Any, signed: bool) -> None:
     steps: list[int] = []
-    selection = Selection(budget=0.05, layer_cap=0.08, retain_discount=0.5)
+    selection = Selection(budget=0.05, layer_cap=0.08, retain_discount=0.5, signed=signed)
     found = attribute(tiny_double, FORGET, RETAIN, selection=selection, seed=3, progress=steps.append)
     forget, retain = (score_neurons(tiny_double, pairs) for pairs in (FORGET, RETAIN))
     torch.testing.assert_close(found.forget.scores, forget.scores, rtol=1e-9, atol=1e-14)
@@ -30,7 +31,7 @@ def test_the_halves_together_are_the_whole(tiny_double: Any) -> None:
     assert found.forget.metric_gap == pytest.approx(forget.metric_gap)
     assert found.forget.embedding_score == pytest.approx(forget.embedding_score)
     assert (found.forget.pairs, found.retain.pairs, sum(steps)) == (5, 4, 9)
-    ranking = discounted_scores(forget.scores.numpy(), retain.scores.numpy(), 0.5)
+    ranking = discounted_scores(forget.scores.numpy(), retain.scores.numpy(), 0.5, signed=signed)
     np.testing.assert_allclose(found.ranking, ranking, rtol=1e-8)
     expected = select_neurons(ranking, budget=0.05, layer_cap=0.08)
     assert np.array_equal(found.circuit.mask(), expected.mask())
@@ -38,7 +39,7 @@ def test_the_halves_together_are_the_whole(tiny_double: Any) -> None:
     parts = []
     for half in (0, 1):
         scores = [score_neurons(tiny_double, halves(each, seed=3)[half]).scores.numpy() for each in (FORGET, RETAIN)]
-        parts.append((scores[0], selection.circuit(discounted_scores(*scores, 0.5))))
+        parts.append((scores[0], selection.circuit(discounted_scores(*scores, 0.5, signed=signed))))
     across = stability(parts[0][0], parts[1][0], (parts[0][1], parts[1][1]))
     assert found.across_halves is not None
     assert found.across_halves.overlap == across.overlap
@@ -49,7 +50,7 @@ def test_without_retain_pairs_nothing_is_discounted(tiny_double: Any) -> None:
     found = attribute(tiny_double, FORGET, selection=Selection(neurons=7))
     scores = score_neurons(tiny_double, FORGET).scores.numpy()
     assert found.retain is None
-    assert np.array_equal(found.circuit.mask(), select_neurons(np.abs(scores), neurons=7).mask())
+    assert np.array_equal(found.circuit.mask(), select_neurons(scores, neurons=7).mask())
     assert found.across_halves is not None
 
 
