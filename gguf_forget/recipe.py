@@ -105,9 +105,11 @@ class AttributeSection:
     variant: str = setting(
         "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
     )
-    retain_discount: float = setting(2.0, "weight of the retain attribution that is subtracted", at_least=0)
+    retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
     ranking: str = setting(
-        "signed", "whether neurons are chosen by signed scores or by their size", choices=("signed", "absolute")
+        "absolute",
+        "whether neurons are chosen by the size of their scores or with sign",
+        choices=("absolute", "signed"),
     )
     mean_embedding: bool = setting(
         True, "whether a subject that no other matches in length is corrupted by the others' mean embedding"

@@ -32,8 +32,8 @@ class Selection:
     budget: float = 0.03
     neurons: int | None = None
     layer_cap: float = 1.0
-    retain_discount: float = 2.0
-    signed: bool = True
+    retain_discount: float = 1.0
+    signed: bool = False
 
     def ranking(self, forget: np.ndarray, retain: np.ndarray | None) -> np.ndarray:
         """What neurons are chosen by, [L, d_ff]."""

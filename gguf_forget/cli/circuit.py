@@ -68,9 +68,9 @@ def _scoring_options(function: Command) -> Command:
         ),
         click.option(
             "--ranking",
-            type=click.Choice(["signed", "absolute"]),
-            help="Choose neurons by signed scores (what ablation costs) or by their size (how much they matter)  "
-            f"[default: {DEFAULTS.ranking}]",
+            type=click.Choice(["absolute", "signed"]),
+            help="Choose neurons by the size of their scores (how much they matter) or with sign (what ablation costs)"
+            f"  [default: {DEFAULTS.ranking}]",
         ),
         click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
         click.option(

@@ -47,7 +47,7 @@ def test_the_halves_together_are_the_whole(tiny_double: Any, signed: bool) -> No
 
 
 def test_without_retain_pairs_nothing_is_discounted(tiny_double: Any) -> None:
-    found = attribute(tiny_double, FORGET, selection=Selection(neurons=7))
+    found = attribute(tiny_double, FORGET, selection=Selection(neurons=7, signed=True))
     scores = score_neurons(tiny_double, FORGET).scores.numpy()
     assert found.retain is None
     assert np.array_equal(found.circuit.mask(), select_neurons(scores, neurons=7).mask())
