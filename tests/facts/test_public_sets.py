@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.public_sets import SetItem, read_set
@@ -67,9 +69,6 @@ def test_plain_lines_name_their_own_split_and_relation() -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     rows = [dict(row.values) for row in read_rows(SETS / "wmdp.json")]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "wmdp.parquet")
     assert read_set(tmp_path / "wmdp.parquet", "forget") == read_set(SETS / "wmdp.json", "forget")
