@@ -13,20 +13,24 @@ Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`; n sub-blocks, L wei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.grids.layout import Bytes, Codec, Levels
-from gguf_forget.grids.scale_codes import SCALE_CODES, ScaleCodes
+from gguf_forget.grids.scale_codes import SCALE_CODES
 from gguf_forget.rounding.edits import find_edits
 from gguf_forget.rounding.wider_grids import (
+    Present,
     Wanted,
     base_codes,
     choose_codes,
     grid_errors,
+    nearest_codes_of,
     offsets_of,
 )
 
@@ -35,8 +39,9 @@ SATURATED = ("count", "widen")
 """What to do with an edit that the grid has no code for: count it and leave it out, or widen its sub-block's grid."""
 
 _WIDER = (1.0, 1.03, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)  # multiples of the present base
-_WIDER_BASE = (1.0, 1.1, 1.25, 1.5, 2.0, 4.0)  # the same of a block with scale codes, each of which is a full search
+_WIDER_BASE = (1.0, 1.15, 1.5, 2.5)  # the same of a block with scale codes, where each takes a search
 _BEYOND = (1.001, 1.05, 1.2, 1.5, 2.0)  # multiples of the least base that reaches all weights
+_SMALLEST = 2.0**-24  # positive float16
 _PARTS = np.array([-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5])  # offsets from bottom-aligned (0) to top-aligned (1)
 
 
@@ -122,9 +127,7 @@ def _wanted(
     )
 
 
-def _base_blocks(
-    codec: Codec, blocks: Bytes, levels: Levels, wanted: Wanted, changed: npt.NDArray[np.bool_]
-) -> Bytes:
+def _base_blocks(codec: Codec, blocks: Bytes, levels: Levels, wanted: Wanted, changed: npt.NDArray[np.bool_]) -> Bytes:
     """``blocks`` with the codes from which the edits move on, in the sub-blocks ``changed`` [n]."""
     fresh = codec.decode(blocks)
     codes = levels.codes.reshape(-1, codec.sub_block).copy()
@@ -151,14 +154,16 @@ class _Grids:
         self.base, self.base_offset = self.layout.bases(self._blocks)  # [blocks] each
         self.multiplier, self.minimum = self.layout.read(self._blocks)  # [blocks, S] each
         self.changed = np.zeros(self.multiplier.size, dtype=bool)
-        self._present = np.abs(self.base[:, None] * self.multiplier)  # the scales as they were
+        scale = self.base[:, None] * self.multiplier
+        offset = offsets_of(codec, self.layout, scale, self.base_offset[:, None], self.minimum)
+        self._present = Present(scale.ravel(), offset.ravel())  # the grids as they were
 
     def widen_sub_blocks(self, rows: npt.NDArray[np.intp], wanted: Wanted, short: npt.NDArray[np.bool_]) -> None:
         """New scale codes for the sub-blocks ``rows``; clears ``short`` where some will do."""
         count = self.multiplier.shape[1]
         base, offset = self.base[rows // count], self.base_offset[rows // count]
         multiplier, minimum, error = choose_codes(
-            self.codec, self.layout, wanted[rows], base, offset, self._present.ravel()[rows]
+            self.codec, self.layout, wanted[rows], self._present[rows], base, offset, thorough=True
         )
         good = np.isfinite(error)
         done = rows[good]
@@ -172,35 +177,51 @@ class _Grids:
         blocks = np.flatnonzero(short.reshape(-1, count).any(axis=1))
         if not blocks.size:
             return
-        rows = (blocks[:, None] * count + np.arange(count)).ravel()  # sub-blocks
-        part = wanted[rows]
         if self.layout.own_bases:
-            self._widen_own_bases(blocks, part)
+            self._widen_own_bases(blocks, wanted[blocks])
             return
+        for thorough in (False, True):
+            left = blocks[self._widen_bases(blocks, short, wanted, thorough=thorough)]
+            if not left.size:
+                return
+            blocks = left
+
+    def _widen_bases(
+        self, blocks: npt.NDArray[np.intp], short: npt.NDArray[np.bool_], wanted: Wanted, *, thorough: bool
+    ) -> npt.NDArray[np.bool_]:
+        """The best bases for every block; says, [blocks], where none will do."""
+        count = self.multiplier.shape[1]
+        rows = (blocks[:, None] * count + np.arange(count)).ravel()  # sub-blocks
+        needy = short[rows] if not thorough else np.ones(len(rows), dtype=bool)
         best = np.full(len(blocks), np.inf)
-        chosen = [np.zeros((len(blocks), count), dtype=np.int64) for _ in range(2)]
-        bases = [self.base[blocks].copy(), self.base_offset[blocks].copy()]
-        for base, offset in self._super_bases(blocks, part):
-            multiplier, minimum, error = choose_codes(
-                self.codec,
-                self.layout,
-                part,
-                np.repeat(base, count),
-                np.repeat(offset, count),
-                self._present.ravel()[rows],
-            )
+        numbers = np.zeros((2, len(blocks), count), dtype=np.int64)
+        bases = np.stack([self.base[blocks], self.base_offset[blocks]])
+        for base, offset in self._super_bases(blocks, wanted[rows]):
+            per_row = (np.repeat(base, count), np.repeat(offset, count))
+            found = np.zeros((2, len(rows)), dtype=np.int64)
+            error = np.zeros(len(rows))
+            for part, choose in ((needy, self._chosen(thorough)), (~needy, nearest_codes_of)):
+                if part.any():
+                    own = (one[part] for one in per_row)
+                    *chosen, error[part] = choose(
+                        self.codec, self.layout, wanted[rows[part]], self._present[rows[part]], *own
+                    )
+                    found[:, part] = chosen
             total = error.reshape(-1, count).sum(axis=1)
             better = total < best
             best[better] = total[better]
-            for target, found in zip(chosen, (multiplier, minimum), strict=True):
-                target[better] = found.reshape(-1, count)[better]
-            for kept, found in zip(bases, (base, offset), strict=True):
-                kept[better] = found[better]
+            numbers[:, better] = found.reshape(2, -1, count)[:, better]
+            bases[:, better] = np.stack([base, offset])[:, better]
         good = np.isfinite(best)
         done = blocks[good]
-        self.base[done], self.base_offset[done] = bases[0][good], bases[1][good]
-        self.multiplier[done], self.minimum[done] = chosen[0][good], chosen[1][good]
+        self.base[done], self.base_offset[done] = bases[:, good]
+        self.multiplier[done], self.minimum[done] = numbers[:, good]
         self.changed.reshape(-1, count)[done] = True
+        return ~good
+
+    @staticmethod
+    def _chosen(thorough: bool) -> Callable[..., tuple[npt.NDArray[Any], npt.NDArray[Any], Doubles]]:
+        return partial(choose_codes, thorough=thorough)
 
     def _super_bases(self, blocks: npt.NDArray[np.intp], wanted: Wanted) -> list[tuple[Doubles, Doubles]]:
         """Bases of float16 to try for every block, [blocks] each."""
@@ -211,11 +232,16 @@ class _Grids:
         least = span.max(axis=1) / ((reach - 0.5) * self.layout.multipliers[1])
         base, offset = self.base[blocks], self.base_offset[blocks]
         sign = np.where(base < 0, -1.0, 1.0)
-        wider = [base * factor for factor in _WIDER_BASE] + [sign * least * factor for factor in _BEYOND]
+        wider = [base * factor for factor in _WIDER_BASE]
+        wider += [sign * np.maximum(least * factor, _SMALLEST) for factor in (1.001, 1.4)]
         if self.layout.offset_at is None:
             return [(_float16(one), offset) for one in wider[1:]]
         below = np.maximum(0, -low).max(axis=1) / self.layout.minima[1]
-        deeper = (offset, 1.25 * offset, 1.15 * below, 1.5 * below + span.max(axis=1) / (reach * self.layout.minima[1]))
+        deeper = (
+            offset,
+            np.maximum(1.15 * below, _SMALLEST),
+            1.5 * below + span.max(axis=1) / (reach * self.layout.minima[1]),
+        )
         pairs = [(_float16(one), _float16(other)) for one in wider for other in deeper]
         return pairs[1:]
 
@@ -227,6 +253,7 @@ class _Grids:
         reach = float(self.codec.highest - self.codec.lowest) if stored else _reach(self.codec)
         least = (high - low if stored else np.maximum(np.abs(low), np.abs(high))) / (reach - 0.5 * (1 + stored))
         scale = np.stack([present * f for f in _WIDER] + [least * f for f in (0.9, 0.95, *_BEYOND)], axis=1)
+        scale = np.maximum(scale, _SMALLEST)
         scale = _float16(scale if stored else np.concatenate([scale, -scale], axis=1))
         if stored:
             bottom = low[:, None] - self.codec.lowest * scale

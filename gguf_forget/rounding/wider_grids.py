@@ -5,7 +5,6 @@ Shapes: n sub-blocks, L weights of each, C candidate grids of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,48 +113,80 @@ def offsets_of(codec: Codec, layout: ScaleCodes, scale: Doubles, base_offset: Do
     return -(base_offset * minimum)
 
 
+@dataclass(frozen=True)
+class Present:
+    """The grids that some sub-blocks have, float64 [n] each."""
+
+    scale: Doubles
+    offset: Doubles
+
+    def __getitem__(self, index: Any) -> Present:
+        return Present(self.scale[index], self.offset[index])
+
+
 def choose_codes(
-    codec: Codec, layout: ScaleCodes, wanted: Wanted, base: Doubles, base_offset: Doubles, present: Doubles
+    codec: Codec,
+    layout: ScaleCodes,
+    wanted: Wanted,
+    present: Present,
+    base: Doubles,
+    base_offset: Doubles,
+    *,
+    thorough: bool,
 ) -> tuple[Integers, Integers, Doubles]:
     """The best multiplier and minimum of every sub-block for given bases, and their error (inf: none will do).
 
-    base, base_offset, present: [n], the last the scale that the sub-block has. Multiplier, minimum, error: [n] each.
+    base, base_offset: [n]. thorough: where no likely grid will do, look at all. Multiplier, minimum, error: [n] each.
     """
     best = np.full(len(wanted), np.inf)
-    chosen = [np.zeros(len(wanted), dtype=np.int64) for _ in range(2)]
-    for rows, multiplier, minimum in _candidates(codec, layout, wanted, base, base_offset, present, best):
+    chosen = np.zeros((2, len(wanted)), dtype=np.int64)
+
+    def look(rows: npt.NDArray[np.intp], multiplier: Integers, minimum: Integers) -> None:
         scale = base[rows, None] * multiplier
         offset = offsets_of(codec, layout, scale, base_offset[rows, None], minimum)
         errors = grid_errors(codec, wanted[rows], scale, offset)
-        place = errors.argmin(axis=1)
-        line = np.arange(len(rows))
+        line, place = np.arange(len(rows)), errors.argmin(axis=1)
         better = errors[line, place] < best[rows]
         for target, candidates in zip(chosen, (multiplier, minimum), strict=True):
             target[rows[better]] = np.broadcast_to(candidates, errors.shape)[line, place][better]
         best[rows[better]] = errors[line, place][better]
+
+    pairs = np.array(
+        np.meshgrid(*(np.arange(low, high + 1) for low, high in (layout.multipliers, layout.minima)))
+    ).reshape(2, 1, -1)
+    every = np.arange(len(wanted))
+    few = pairs.shape[2] <= FEW
+    if few:
+        look(every, pairs[0], pairs[1])
+    else:
+        look(every, *_likely(codec, layout, wanted, base, base_offset, present.scale))
+    left = np.flatnonzero(np.isinf(best))
+    if thorough and not few and left.size:
+        look(left, pairs[0], pairs[1])
     return chosen[0], chosen[1], best
 
 
-def _candidates(
-    codec: Codec,
-    layout: ScaleCodes,
-    wanted: Wanted,
-    base: Doubles,
-    base_offset: Doubles,
-    present: Doubles,
-    best: Doubles,
-) -> Iterator[tuple[npt.NDArray[np.intp], Integers, Integers]]:
-    """(rows, multipliers [rows, C], minima [rows, C]): likely grids first, then all for rows still without any."""
-    every = np.arange(len(wanted))
-    multipliers = np.arange(layout.multipliers[0], layout.multipliers[1] + 1)
-    minima = np.arange(layout.minima[0], layout.minima[1] + 1)
-    few = len(multipliers) * len(minima) <= FEW
-    if not few:
-        yield every, *_likely(codec, layout, wanted, base, base_offset, present)
-    left = every if few else np.flatnonzero(np.isinf(best))
-    if len(left):
-        pairs = np.array(np.meshgrid(multipliers, minima)).reshape(2, 1, -1)
-        yield left, pairs[0], pairs[1]
+def nearest_codes_of(
+    codec: Codec, layout: ScaleCodes, wanted: Wanted, present: Present, base: Doubles, base_offset: Doubles
+) -> tuple[Integers, Integers, Doubles]:
+    """As :func:`choose_codes` for sub-blocks that need no wider grid: the nearest to the present one."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        multiplier = np.nan_to_num(np.rint(present.scale / base), posinf=0, neginf=0)
+        minimum = np.nan_to_num(np.rint(-present.offset / base_offset), posinf=0, neginf=0)
+    around = np.array([[0, 0, 0, 1, -1, 1, 1, -1, -1], [0, 1, -1, 0, 0, 1, -1, 1, -1]])
+    if layout.offset_at is None:
+        around = around[:, [0, 3, 4]]
+    candidates = [
+        np.clip(middle[:, None] + shifts, *limits).astype(np.int64)
+        for middle, shifts, limits in zip(
+            (multiplier, minimum), around, (layout.multipliers, layout.minima), strict=True
+        )
+    ]
+    scale = base[:, None] * candidates[0]
+    offset = offsets_of(codec, layout, scale, base_offset[:, None], candidates[1])
+    errors = grid_errors(codec, wanted, scale, offset)
+    line, place = np.arange(len(wanted)), errors.argmin(axis=1)
+    return candidates[0][line, place], candidates[1][line, place], errors[line, place]
 
 
 def _likely(

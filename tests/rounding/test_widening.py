@@ -53,7 +53,7 @@ def per_weight(codec: Codec, widened: Widened | None, shape: tuple[int, ...]) ->
 
 @pytest.mark.parametrize("name", CODECS)
 @given(seed=st.integers(0, 2**32 - 1), survive=st.sampled_from(["all", "important"]))
-@settings(max_examples=12)
+@settings(max_examples=5)
 def test_every_edit_that_is_asked_for_lands(name: str, seed: int, survive: str) -> None:
     generator = np.random.default_rng(seed)
     codec = codec_for(name)
