@@ -50,6 +50,14 @@ class TensorType(click.ParamType):
     help="Which edits must land at least one code away: every one, those of half a step or more, or none.",
 )
 @click.option(
+    "--aim",
+    type=click.Choice(["weights", "edit"]),
+    default="weights",
+    show_default=True,
+    help="What the codes of edited weights come closest to: the unlearned weights, or the original's file plus the "
+    "edit (exact for few edits of whole steps, but small ones are lost).",
+)
+@click.option(
     "--saturated",
     type=click.Choice(["count", "widen"]),
     default="count",
@@ -88,6 +96,7 @@ def quantize(
     token_embedding_type: str | None,
     pure: bool,
     survive: str,
+    aim: str,
     saturated: str,
     calibration: tuple[Path, ...],
     outside_mask: str,
@@ -135,7 +144,7 @@ def quantize(
                 token_embedding_type,
                 pure,
             ),
-            RoundingOptions(survive=survive, outside_mask=outside_mask, noise=noise, saturated=saturated),
+            RoundingOptions(survive, outside_mask, noise, saturated, aim),
             threads,
             split_bytes=0 if split_max_size is None else parse_size(split_max_size),
             keep_split=keep_split,

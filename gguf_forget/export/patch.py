@@ -24,6 +24,7 @@ from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, fee
 WEIGHTS_AT_ONCE = 1 << 18  # what stays in a processor's cache
 FLOAT_TYPES = ("F32", "F16", "BF16")
 OUTSIDE_MASK = ("frozen", "compensate")
+AIMS = ("weights", "edit")
 Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
@@ -33,12 +34,14 @@ class RoundingOptions:
     lets them make good the error of the others (only where a Hessian says how).
     noise: differences of at most this are no edit; None takes what storing the two files' types can have done.
     saturated: what becomes of an edit that the grid has no code for, "count" or "widen".
+    aim: what the codes of edited weights are chosen for, the unlearned "weights" or the stock file's plus the "edit".
     """
 
     survive: str = "important"
     outside_mask: str = "frozen"
     noise: float | None = None
     saturated: str = "count"
+    aim: str = "weights"
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def patch_tensor(
         own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
         if codec is not None:
             counts = own if diagonal is None else diagonal
-            new, values, done = _on_the_grid(codec, blocks, delta, feedback, counts, options)
+            weights = unlearned.weights(start, stop)[touched] if options.aim == "weights" else None
+            new, values, done = _on_the_grid(codec, blocks, delta, weights, feedback, counts, options)
         else:
             weights = unlearned.weights(start, stop)[touched]
             new, values, done = _anew(stock, blocks, weights, delta, own)
@@ -177,10 +181,12 @@ def _on_the_grid(
     codec: Codec,
     blocks: np.ndarray,
     delta: np.ndarray,
+    weights: np.ndarray | None,
     feedback: Feedback | None,
     importance: np.ndarray | None,
     options: RoundingOptions,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
+    """New bytes [rows, bytes per row] and what they decode to; ``weights`` [rows, columns] where those are aimed at."""
     levels = codec.decode(blocks)
     free = delta != 0 if options.outside_mask == "frozen" and feedback is not None else None
     index = np.flatnonzero(delta != 0)
@@ -189,10 +195,13 @@ def _on_the_grid(
     if options.saturated == "widen":
         wider = widen(codec, blocks, delta, survive=options.survive, importance=importance)
     if wider is None:
-        steps, rounded = levels, round_edit(levels, delta, hessian=feedback, free=free, survive=options.survive)
+        steps = levels
+        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), 0)
+        rounded = round_edit(levels, delta, wanted=wanted, hessian=feedback, free=free, survive=options.survive)
     else:
         blocks, steps, levels = wider.blocks, levels, codec.decode(wider.blocks)
-        rounded = round_edit(levels, wider.delta, hessian=feedback, free=free, must_move=wider.must_move)
+        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), wider.delta)
+        rounded = round_edit(levels, wider.delta, wanted=wanted, hessian=feedback, free=free, must_move=wider.must_move)
     part = _Part(
         {
             "edited": index.size,
