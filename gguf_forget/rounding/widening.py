@@ -252,7 +252,10 @@ class _Grids:
         stored = self.layout.offset_at is not None
         reach = float(self.codec.highest - self.codec.lowest) if stored else _reach(self.codec)
         least = (high - low if stored else np.maximum(np.abs(low), np.abs(high))) / (reach - 0.5 * (1 + stored))
-        scale = np.stack([present * f for f in _WIDER] + [least * f for f in (0.9, 0.95, *_BEYOND)], axis=1)
+        scales = [present * f for f in _WIDER] + [least * f for f in (0.9, 0.95, *_BEYOND)]
+        if stored:  # a step that the offset, a float16 number itself, can be shifted by
+            scales += [np.maximum(np.abs(low), np.abs(high)) * 2.0**-exponent for exponent in (10, 9)]
+        scale = np.stack(scales, axis=1)
         scale = np.maximum(scale, _SMALLEST)
         scale = _float16(scale if stored else np.concatenate([scale, -scale], axis=1))
         if stored:

@@ -62,21 +62,21 @@ def grid_errors(codec: Codec, wanted: Wanted, scale: Doubles, offset: Doubles) -
 
 def _errors(codec: Codec, wanted: Wanted, scale: Doubles, offset: Doubles) -> Doubles:
     before, after, direction = wanted.before[:, None], wanted.after[:, None], wanted.direction[:, None]  # [n, 1, L]
-    usable = (scale != 0) & np.isfinite(scale) & np.isfinite(offset)  # [n, C, 1]
+    finite = np.isfinite(scale) & np.isfinite(offset)
+    scale, offset = np.where(finite, scale, 0.0), np.where(finite, offset, 0.0)
+    usable = scale != 0  # [n, C, 1]; a scale of 0 is a grid of one level
     divisor = np.where(usable, scale, 1.0)
-    shift = np.where(usable, offset, 0.0)
     towards = direction * np.sign(divisor)  # of the edit, in codes
-    base = base_codes(codec, before, after, towards, divisor, shift)
-    codes = nearest(codec, (after - shift) / divisor)
+    base = base_codes(codec, before, after, towards, divisor, offset)
+    codes = nearest(codec, (after - offset) / divisor)
     codes = np.where(towards > 0, np.maximum(codes, base + 1), codes)
     codes = np.where(towards < 0, np.minimum(codes, base - 1), codes)
     asked = direction != 0
     fits = ~asked | (usable & (codes >= codec.lowest) & (codes <= codec.highest))
     fits &= ~asked | ((base >= codec.lowest) & (base <= codec.highest))
-    error = level(codec, np.clip(codes, codec.lowest, codec.highest)) * np.where(usable, scale, 0.0) + shift - after
+    error = level(codec, np.clip(codes, codec.lowest, codec.highest)) * scale + offset - after
     total: Doubles = (wanted.importance[:, None] * error**2).sum(axis=2)
-    # A scale of 0 is a grid of one level; one that is not finite is none.
-    total[~(fits.all(axis=2) & np.isfinite(scale[..., 0]) & np.isfinite(offset[..., 0]))] = np.inf
+    total[~(fits.all(axis=2) & finite[..., 0])] = np.inf
     return total
 
 
@@ -109,7 +109,8 @@ def level(codec: Codec, codes: Doubles) -> Doubles:
 
 def offsets_of(codec: Codec, layout: ScaleCodes, scale: Doubles, base_offset: Doubles, minimum: Integers) -> Doubles:
     if layout.offset_at is None:
-        return -float(codec.zero_code or 0) * scale
+        with np.errstate(invalid="ignore"):  # a scale beyond float16 is told apart later
+            return -float(codec.zero_code or 0) * scale
     return -(base_offset * minimum)
 
 

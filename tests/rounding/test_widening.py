@@ -92,6 +92,8 @@ def test_only_sub_blocks_that_need_it_get_another_grid(name: str) -> None:
     levels = codec.decode(blocks)
     step = levels.step_towards(np.ones(delta_shape := levels.codes.shape))
     delta = np.where(generator.random(delta_shape) < 0.03, generator.standard_normal(delta_shape) * 1.5, 0) * step
+    outmost = (levels.codes == levels.lowest) & (generator.random(delta_shape) < 0.05)
+    delta = np.where(outmost, -1.5 * levels.scale_per_weight(), delta)
     edits = find_edits(levels, delta, survive="important", must_move=None, free=None)
     short = np.zeros(levels.scale.shape, bool)
     short.ravel()[edits.index[edits.saturated] // codec.sub_block] = True
