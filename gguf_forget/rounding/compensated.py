@@ -215,8 +215,8 @@ def _feedback(hessian: npt.NDArray[Any], delta: npt.NDArray[Any], free: Mask | N
 class _Sweep:
     """One pass over the columns of some rows; every array [columns, rows].
 
-    wanted (V - Q0), scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and table:
-    the levels in units of the scale, both None on an affine grid.
+    wanted (V - Q0), scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and
+    table: the levels in units of the scale, both None on an affine grid.
     """
 
     wanted: Doubles
