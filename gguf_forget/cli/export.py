@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from gguf_forget.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_forget.export.difference import Difference
-    from gguf_forget.export.quantize import ExportOptions, Planned
-    from gguf_forget.progress import Progress
 
 DEFAULT_TYPE = "Q4_K_M"
 
@@ -52,6 +49,38 @@ class TensorType(click.ParamType):
     show_default=True,
     help="Which edits must land at least one code away: every one, those of half a step or more, or none.",
 )
+@click.option(
+    "--aim",
+    type=click.Choice(["weights", "edit"]),
+    default="weights",
+    show_default=True,
+    help="What the codes of edited weights come closest to: the unlearned weights, or the original's file plus the "
+    "edit (exact for few edits of whole steps, but small ones are lost).",
+)
+@click.option(
+    "--saturated",
+    type=click.Choice(["count", "widen"]),
+    default="count",
+    show_default=True,
+    help="An edit that its grid has no code for: leave it out and count it, or give its sub-block a wider grid.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Text, or facts as JSONL: codes are chosen so that errors cancel on such inputs. Needs torch and memory for "
+    "the unlearned model in float32.",
+)
+@click.option(
+    "--outside-mask",
+    type=click.Choice(["frozen", "compensate"]),
+    default="frozen",
+    show_default=True,
+    help="With --calibration: whether weights without an edit keep their codes or may make good the errors of others.",
+)
+@click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
+@click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
+@click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
 @click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
 @click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
@@ -67,6 +96,13 @@ def quantize(
     token_embedding_type: str | None,
     pure: bool,
     survive: str,
+    aim: str,
+    saturated: str,
+    calibration: tuple[Path, ...],
+    outside_mask: str,
+    split_max_size: str | None,
+    keep_split: bool,
+    no_provenance: bool,
     noise: float | None,
     llama_cpp: Path | None,
     threads: int,
@@ -80,7 +116,8 @@ def quantize(
     ORIGINAL and UNLEARNED are GGUFs (F32, F16, BF16 or Q8_0) or Hugging Face directories, unlearned by any tool. What
     differs between them is the edit; where both are stored in one type every difference counts, else those beyond what
     storing can have done. Each TYPE (default Q4_K_M) gives a file: OUT itself, or for several types, or where OUT is a
-    directory, OUT/UNLEARNED.TYPE.gguf. Tensors of types that cannot be protected are named.
+    directory, OUT/UNLEARNED.TYPE.gguf; nothing appears before all are finished. Tensors of types that cannot be
+    protected are named.
 
     \b
     Examples:
@@ -91,10 +128,14 @@ def quantize(
     def work() -> int:
         from gguf_forget.export.patch import RoundingOptions
         from gguf_forget.export.quantize import ExportOptions
+        from gguf_forget.export.split import parse_size
         from gguf_forget.llama.imatrix import read_importance
         from gguf_forget.llama.options import QuantizeOptions
         from gguf_forget.progress import progress_for
+        from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
+        if split_max_size is not None and keep_split:
+            raise InputError("--split-max-size and --keep-split both say how to split", hint="give one of them")
         options = ExportOptions(
             QuantizeOptions(
                 None if imatrix is None else read_importance(imatrix),
@@ -103,13 +144,23 @@ def quantize(
                 token_embedding_type,
                 pure,
             ),
-            RoundingOptions(survive=survive, noise=noise),
+            RoundingOptions(survive, outside_mask, noise, saturated, aim),
             threads,
+            split_bytes=0 if split_max_size is None else parse_size(split_max_size),
+            keep_split=keep_split,
         )
         kinds = list(dict.fromkeys(kind.upper() for kind in types or (DEFAULT_TYPE,)))
-        document = _quantize(
-            original, unlearned, out, kinds, options, progress_for(quiet=quiet), dry_run=dry_run, llama_cpp=llama_cpp
+        job = QuantizeJob(
+            original,
+            unlearned,
+            out,
+            destinations(unlearned, out, kinds),
+            options,
+            calibration=calibration,
+            provenance=not no_provenance,
+            llama_cpp=llama_cpp,
         )
+        document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
             click.echo(json.dumps(document, indent=2, sort_keys=True))
         else:
@@ -129,67 +180,24 @@ def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str,
     return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
 
 
-def _quantize(
-    original: Path,
-    unlearned: Path,
-    out: Path,
-    file_types: list[str],
-    options: ExportOptions,
-    progress: Progress,
-    *,
-    dry_run: bool,
-    llama_cpp: Path | None,
-) -> dict[str, Any]:
-    from gguf_forget.export.inputs import opened_pair
-    from gguf_forget.export.quantize import check_destinations, check_space, export_type, plan_export
-
-    files = destinations(unlearned, out, file_types)
-    folder = next(iter(files.values())).parent
-    # A directory for several files is made, but only once everything has been checked.
-    work = folder.parent if folder == out and not out.exists() else folder
-    if not work.is_dir():
-        raise InputError(f"no such directory: {work}", hint="create it first")
-    check_destinations([original, unlearned], files)
-    with ExitStack() as stack:
-        pair = stack.enter_context(opened_pair(original, unlearned, work, progress, llama_cpp=llama_cpp))
-        planned = plan_export(pair, file_types, options)
-        document: dict[str, Any] = {
-            "schema_version": 1,
-            "original": str(original),
-            "unlearned": str(unlearned),
-            "edited_tensors": list(planned.edited),
-        }
-        if dry_run:
-            document["files"] = [_planned(planned, kind, files[kind]) for kind in file_types]
-            return document
-        check_space(planned, work)
-        folder.mkdir(exist_ok=True)
-        document["files"] = [export_type(pair, planned, kind, files[kind], options, progress) for kind in file_types]
-    return document
-
-
-def _planned(planned: Planned, kind: str, file: Path) -> dict[str, Any]:
-    plan = planned.files[kind]
-    return {
-        "type": kind,
-        "file": str(file),
-        "bytes": plan.bytes,
-        "types": plan.types,
-        "not_protected": planned.not_protected(kind),
-    }
-
-
 def _print(document: dict[str, Any], *, dry_run: bool) -> None:
     edited = len(document["edited_tensors"])
     click.echo(f"{edited} tensors are edited")
     for file in document["files"]:
-        click.echo(f"{file['file']}  {file['type']}  {file['bytes']:,} bytes")
+        more = len(file.get("files", ())) - 1
+        parts = f" and {more} more files" if more > 0 else ""
+        click.echo(f"{file['file']}{parts}  {file['type']}  {file['bytes']:,} bytes")
         if not dry_run:
             counts = file["totals"]
             click.echo(
                 f"  {counts['edited']:,} weights edited, {counts['asked']:,} must land: {counts['landed']:,} landed, "
                 f"{counts['saturated']:,} at the end of their grid; {counts['moved']:,} codes moved"
             )
+            if counts["widened"]:
+                click.echo(
+                    f"  {counts['widened']:,} sub-blocks got a wider grid, "
+                    f"which changed {counts['regridded']:,} weights without an edit"
+                )
         if file["not_protected"]:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError
+from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.progress import Progress
 
 
@@ -47,14 +47,14 @@ def opened_pair(
             f"not enough disk space in {work}: {needed:,} bytes needed to convert, {free:,} free",
             hint="free some space, choose another directory, or give GGUFs",
         )
-    with TemporaryDirectory(prefix=".gguf-forget-", dir=work) as scratch:
+    with scratch_directory(work) as scratch:
 
         def as_gguf(path: Path, name: str, tokenizer: Path) -> Path:
             if not path.is_dir():
                 return path
             progress.note(f"converting {path} with llama.cpp's converter")
-            source = path if tokenizer == path else _with_weights_of(tokenizer, path, Path(scratch) / f"{name}-source")
-            out = Path(scratch) / f"{name}.gguf"
+            source = path if tokenizer == path else _with_weights_of(tokenizer, path, scratch / f"{name}-source")
+            out = scratch / f"{name}.gguf"
             convert_directory(source, out, outtype=stored_type(path), llama_cpp=llama_cpp)
             return out
 

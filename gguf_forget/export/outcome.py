@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-COUNTS = ("edited", "asked", "landed", "saturated", "moved", "moved_by_compensation")
+COUNTS = ("edited", "asked", "landed", "saturated", "moved", "moved_by_compensation", "widened", "regridded")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class TensorOutcome:
     moved_by_compensation: int
     median_steps: float | None  # median |edit| / step, None where the type has no steps
     protected: bool = True  # False: rounded as anyone would, the type has no codec
+    widened: int = 0  # sub-blocks (not weights) that got a grid of their own, so that edits have room
+    regridded: int = 0  # weights without an edit that changed because their sub-block did
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

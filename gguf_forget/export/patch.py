@@ -19,11 +19,12 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.outcome import COUNTS, TensorOutcome
 from gguf_forget.grids import CODECS, Codec
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
-from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit
+from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit, widen
 
 WEIGHTS_AT_ONCE = 1 << 18  # what stays in a processor's cache
 FLOAT_TYPES = ("F32", "F16", "BF16")
 OUTSIDE_MASK = ("frozen", "compensate")
+AIMS = ("weights", "edit")
 Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
@@ -32,11 +33,15 @@ class RoundingOptions:
     """survive: as in ``round_edit``. outside_mask: "frozen" keeps the codes of weights without an edit, "compensate"
     lets them make good the error of the others (only where a Hessian says how).
     noise: differences of at most this are no edit; None takes what storing the two files' types can have done.
+    saturated: what becomes of an edit that the grid has no code for, "count" or "widen".
+    aim: what the codes of edited weights are chosen for, the unlearned "weights" or the stock file's plus the "edit".
     """
 
     survive: str = "important"
     outside_mask: str = "frozen"
     noise: float | None = None
+    saturated: str = "count"
+    aim: str = "weights"
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,13 @@ def patch_tensor(
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
 
-    hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; only a type without
-    a codec needs it, whose rows are quantized anew as llama.cpp would. mapped: ``map``, or an executor's.
+    hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; a type without a codec
+    needs it, whose rows are quantized anew as llama.cpp would, and without a Hessian it is the diagonal of one, which
+    counts where a grid is widened. mapped: ``map``, or an executor's.
     """
     codec = CODECS.get(stock.type)
     feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
+    diagonal = None if hessian is None else np.diagonal(hessian)
 
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
@@ -125,12 +132,14 @@ def patch_tensor(
         blocks = stock.raw[start:stop]
         if touched.size < stop - start:
             delta, blocks = delta[touched], blocks[touched]
+        matrix = start // (stock.rows // stock.matrices)
+        own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
         if codec is not None:
-            new, values, done = _on_the_grid(codec, blocks, delta, feedback, options)
+            counts = own if diagonal is None else diagonal
+            weights = unlearned.weights(start, stop)[touched] if options.aim == "weights" else None
+            new, values, done = _on_the_grid(codec, blocks, delta, weights, feedback, counts, options)
         else:
             weights = unlearned.weights(start, stop)[touched]
-            matrix = start // (stock.rows // stock.matrices)
-            own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
             new, values, done = _anew(stock, blocks, weights, delta, own)
         _write_rows(descriptor, stock, start + touched, new)
         done.check = Check(stock.name, start + touched, zlib.crc32(np.ascontiguousarray(values).data))
@@ -169,13 +178,30 @@ def _feedback(
 
 
 def _on_the_grid(
-    codec: Codec, blocks: np.ndarray, delta: np.ndarray, feedback: Feedback | None, options: RoundingOptions
+    codec: Codec,
+    blocks: np.ndarray,
+    delta: np.ndarray,
+    weights: np.ndarray | None,
+    feedback: Feedback | None,
+    importance: np.ndarray | None,
+    options: RoundingOptions,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
+    """New bytes [rows, bytes per row] and what they decode to; ``weights`` [rows, columns] where those are aimed at."""
     levels = codec.decode(blocks)
     free = delta != 0 if options.outside_mask == "frozen" and feedback is not None else None
-    rounded = round_edit(levels, delta, hessian=feedback, free=free, survive=options.survive)
     index = np.flatnonzero(delta != 0)
     change = delta.ravel()[index]
+    stock, wider = blocks, None
+    if options.saturated == "widen":
+        wider = widen(codec, blocks, delta, survive=options.survive, importance=importance)
+    if wider is None:
+        steps = levels
+        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), 0)
+        rounded = round_edit(levels, delta, wanted=wanted, hessian=feedback, free=free, survive=options.survive)
+    else:
+        blocks, steps, levels = wider.blocks, levels, codec.decode(wider.blocks)
+        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), wider.delta)
+        rounded = round_edit(levels, wider.delta, wanted=wanted, hessian=feedback, free=free, must_move=wider.must_move)
     part = _Part(
         {
             "edited": index.size,
@@ -184,13 +210,21 @@ def _on_the_grid(
             "saturated": rounded.saturated,
             "moved": rounded.moved,
             "moved_by_compensation": rounded.moved_by_compensation,
+            "widened": 0,
+            "regridded": 0,
         }
     )
-    part.steps.add(change, levels.steps_at(index, change))
+    part.steps.add(change, steps.steps_at(index, change))
     # Codes that did not move must decode to the very weights of the stock file.
     values = dequantize_rows(codec.name, blocks, delta.shape[1])
     moved = np.flatnonzero(rounded.codes != levels.codes)
     values.ravel()[moved] = replace(levels, codes=rounded.codes).values_at(moved)
+    if wider is not None:
+        differs = values != dequantize_rows(codec.name, stock, delta.shape[1])
+        there = np.repeat(wider.regridded, codec.sub_block, axis=1)
+        part.counts["moved"] = int(differs.sum())
+        part.counts["widened"] = int(wider.regridded.sum())
+        part.counts["regridded"] = int((differs & there & (delta == 0)).sum())
     return codec.with_codes(blocks, rounded.codes), values, part
 
 
@@ -218,6 +252,8 @@ def _anew(
         "saturated": 0,
         "moved": int(moved.sum()),
         "moved_by_compensation": int((moved & (delta == 0)).sum()),
+        "widened": 0,
+        "regridded": 0,
     }
     return new, after, _Part(counts)
 

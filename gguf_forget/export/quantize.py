@@ -1,7 +1,8 @@
 """Bin-aware quantization of any unlearned model: llama.cpp's own file of the original, plus the edits on its grid.
 
 llama.cpp decides which tensor gets which type and writes the file; the edited tensors are then rewritten in place,
-before the file appears under its name. With no edit at all the result is llama.cpp's file byte for byte.
+before the file appears under its name. With no edit at all the result is llama.cpp's file byte for byte, with an edit
+it has keys of its own as well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.outcome import TensorOutcome, totals
 from gguf_forget.export.patch import FLOAT_TYPES, Check, Mapped, RoundingOptions, is_edited, patch_tensor, read_back
+from gguf_forget.export.scratch import scratch_directory
+from gguf_forget.export.split import groups_as_in, groups_by_size, write_split
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, plan_file, quantize
@@ -33,11 +36,16 @@ SMALL = 4 << 20  # weights
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``threads``: 0 takes all."""
+    """threads: 0 takes all. split_bytes: the most that one file holds, 0 for one file. keep_split: as many files as the
+    original has, with the same tensors. metadata: keys for a file that holds an edit, strings of at most 127 bytes.
+    """
 
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     rounding: RoundingOptions = field(default_factory=RoundingOptions)
     threads: int = 0
+    split_bytes: int = 0
+    keep_split: bool = False
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,13 @@ def check_destinations(inputs: Sequence[Path], destinations: Mapping[str, Path])
                 raise InputError(f"{destination} is one of the inputs", hint="give another name for the result")
 
 
-def check_space(planned: Planned, folder: Path) -> None:
-    """Refuse, before any work, what the disk has no room for; all files are counted, none is taken away."""
-    needed = sum(plan.bytes for plan in planned.files.values())
+def check_space(planned: Planned, folder: Path, *, split: bool = False, besides: int = 0) -> None:
+    """Refuse, before any work, what the disk has no room for; all files are counted, none is taken away.
+
+    split: each file is written whole and then in parts. besides: bytes of calibration files.
+    """
+    sizes = [plan.bytes for plan in planned.files.values()]
+    needed = sum(sizes) + split * max(sizes) + besides
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -100,35 +112,109 @@ def export_type(
     progress: Progress,
     hessians: Hessians = lambda name: None,
 ) -> dict[str, Any]:
-    """Write one file, whole or not at all, and say what became of every edit in it.
+    """:func:`export_types` for one file."""
+    return export_types(pair, planned, {file_type: destination}, options, progress, hessians)[0]
 
+
+def export_types(
+    pair: Pair,
+    planned: Planned,
+    destinations: Mapping[str, Path],
+    options: ExportOptions,
+    progress: Progress,
+    hessians: Hessians = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Write a file for every type (type to file, in one directory), and say what became of every edit in each.
+
+    Nothing appears before all files are finished and read back; then each is renamed into place. Whatever happens
+    before, every destination is as it was, and at any moment each is the old file or the new one.
     hessians: tensor name to Σ x·xᵀ [columns, columns], None for the nearest code.
 
     Raises InputError for weights that are NaN or infinite, LlamaError where llama.cpp refuses, EvaluationError where
-    the file does not decode to what was asked for. The destination is then as it was.
+    a file does not decode to what was asked for.
     """
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.patched")
-    try:
-        with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
-            quantize(
-                pair.original,
-                partial,
-                file_type,
-                threads=options.threads,
-                allow_requantize=True,
-                options=options.quantize,
-            )
-            advance(1)
-        outcomes, checks = _patch(partial, pair, planned, file_type, options, progress, hessians)
-        with progress.task(f"{file_type}: read back", len(checks)) as advance:
-            read_back(stored_tensors(partial), checks, destination, advance)
-        os.replace(partial, destination)
-    finally:
-        partial.unlink(missing_ok=True)
+    folder = next(iter(destinations.values())).parent
+    documents, finished = [], []
+    with scratch_directory(folder) as scratch:
+        for file_type, destination in destinations.items():
+            partial = scratch / destination.name
+            document = _written(partial, pair, planned, file_type, destination, options, progress, hessians)
+            parts = _parts(partial, pair, destination, options)
+            document["files"] = [str(destination.with_name(part.name)) for part in parts]
+            document["file"], document["bytes"] = document["files"][0], sum(part.stat().st_size for part in parts)
+            documents.append(document)
+            finished.append((parts, destination))
+        for parts, destination in finished:
+            _check_parts(pair, parts, destination)
+        for parts, destination in finished:
+            publish(parts, destination)
+    return documents
+
+
+def _parts(partial: Path, pair: Pair, destination: Path, options: ExportOptions) -> list[Path]:
+    """The finished file, or the files that it was split into."""
+    groups = []
+    if options.split_bytes:
+        groups = groups_by_size(partial, options.split_bytes)
+    elif options.keep_split:
+        groups = groups_as_in(pair.original)
+    if options.split_bytes == 0 and len(groups) < 2:  # the original is one file
+        return [partial]
+    parts = write_split(partial, groups, partial.with_name(destination.name))
+    partial.unlink()
+    return parts
+
+
+def _check_parts(pair: Pair, parts: Sequence[Path], destination: Path) -> None:
+    """Refuse to write over a file of a split input; how many parts there are is known only now."""
+    sources = [file for path in (pair.original, pair.unlearned) for file in files_of(path)]
+    for place in (destination.with_name(part.name) for part in parts):
+        if place.is_dir() or any(place.exists() and os.path.samefile(source, place) for source in sources):
+            raise InputError(f"{place} is one of the inputs or a directory", hint="give another name for the result")
+
+
+def publish(parts: Sequence[Path], destination: Path) -> None:
+    """Rename ``parts`` beside ``destination``. Of several the old first file goes first and the new one comes last.
+
+    llama.cpp needs the first file, so that at no moment a model of old and new files can be loaded.
+    """
+    places = [destination.with_name(part.name) for part in parts]
+    if len(parts) > 1:
+        places[0].unlink(missing_ok=True)
+    for part, place in reversed(list(zip(parts, places, strict=True))):
+        os.replace(part, place)
+
+
+def _written(
+    partial: Path,
+    pair: Pair,
+    planned: Planned,
+    file_type: str,
+    destination: Path,
+    options: ExportOptions,
+    progress: Progress,
+    hessians: Hessians,
+) -> dict[str, Any]:
+    """Write and check one whole file at ``partial``; ``destination`` is what messages call it."""
+    quantize_options = options.quantize
+    if planned.edited and options.metadata:
+        keys = {**options.metadata, "gguf_forget.type": file_type}
+        quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
+    with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
+        quantize(
+            pair.original,
+            partial,
+            file_type,
+            threads=options.threads,
+            allow_requantize=True,
+            options=quantize_options,
+        )
+        advance(1)
+    outcomes, checks = _patch(partial, pair, planned, file_type, options, progress, hessians)
+    with progress.task(f"{file_type}: read back", len(checks)) as advance:
+        read_back(stored_tensors(partial), checks, destination, advance)
     return {
         "type": file_type,
-        "file": str(destination),
-        "bytes": destination.stat().st_size,
         "totals": totals(outcomes),
         "not_protected": [outcome.tensor for outcome in outcomes if not outcome.protected],
         "tensors": [outcome.to_json() for outcome in outcomes],

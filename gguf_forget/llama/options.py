@@ -36,6 +36,7 @@ class QuantizeOptions:
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
     pure: bool = False
+    metadata: tuple[tuple[str, str | int], ...] = ()  # keys to add; strings of at most 127 bytes
 
     def apply(self, parameters: Any, module: Any) -> list[Any]:
         """Set the fields of a ``llama_model_quantize_params``; keep what is returned alive while it is used.
@@ -54,23 +55,33 @@ class QuantizeOptions:
             patterns = [override(pattern.lower().encode(), type_id(kind)) for pattern, kind in self.tensor_types]
             kept.append((override * (len(patterns) + 1))(*patterns))  # the last, all zero, ends the list
             _set(parameters, "tt_overrides", kept[-1], needed=True)
+        keys: dict[str, str | int] = {}
         if self.importance is not None:
-            kept += self._importance(parameters, module, self.importance)
+            kept += self._importance(parameters, module, self.importance, keys)
+        keys |= dict(self.metadata)
+        if keys:
+            kept.append(self._keys(parameters, module, keys))
         return kept
 
-    def _importance(self, parameters: Any, module: Any, importance: Importance) -> list[Any]:
+    def _importance(
+        self, parameters: Any, module: Any, importance: Importance, keys: dict[str, str | int]
+    ) -> list[Any]:
+        """Also adds to ``keys`` what llama-quantize says of an importance matrix in the file."""
         entry = module.llama_model_imatrix_data
         arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.values.items()}
         floats = ctypes.POINTER(ctypes.c_float)
         entries = [entry(name.encode(), values.ctypes.data_as(floats), values.size) for name, values in arrays.items()]
         data = (entry * (len(entries) + 1))(*entries)
         _set(parameters, "imatrix", data, needed=True)
-        keys: dict[str, str | int] = {"quantize.imatrix.file": str(importance.path)}
+        keys["quantize.imatrix.file"] = str(importance.path)
         if importance.datasets:
             keys["quantize.imatrix.dataset"] = importance.datasets[0]
         keys["quantize.imatrix.entries_count"] = len(arrays)
         if importance.chunks > 0:
             keys["quantize.imatrix.chunks_count"] = importance.chunks
+        return [arrays, data]
+
+    def _keys(self, parameters: Any, module: Any, keys: dict[str, str | int]) -> Any:
         overrides = (module.llama_model_kv_override * (len(keys) + 1))()
         for override, (key, value) in zip(overrides, keys.items(), strict=False):
             override.key = key.encode()
@@ -80,7 +91,7 @@ class QuantizeOptions:
                 override.tag = module.LLAMA_KV_OVERRIDE_TYPE_STR
                 override.value.val_str = value.encode()[:_TEXT_LIMIT]
         _set(parameters, "kv_overrides", overrides, needed=True)
-        return [arrays, data, overrides]
+        return overrides
 
 
 def _set(parameters: Any, name: str, value: Any, *, needed: bool) -> None:

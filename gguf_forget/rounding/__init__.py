@@ -7,17 +7,21 @@ from gguf_forget.rounding.edits import SURVIVE
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 from gguf_forget.rounding.histogram import StepHistogram
 from gguf_forget.rounding.survival import Survival, UpdateToStep, surviving, update_to_step
+from gguf_forget.rounding.widening import SATURATED, Widened, widen
 
 __all__ = [
+    "SATURATED",
     "SURVIVE",
     "Feedback",
     "Rounded",
     "StepHistogram",
     "Survival",
     "UpdateToStep",
+    "Widened",
     "columns_to_decide",
     "feedback_for",
     "round_edit",
     "surviving",
     "update_to_step",
+    "widen",
 ]

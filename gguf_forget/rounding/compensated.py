@@ -1,8 +1,13 @@
-"""Bin-aware, error-compensated code choice on the original's own grid ("edit transport", ours).
+"""Bin-aware, error-compensated code choice on the original's own grid.
 
-The original's quantized weights Q0 and the edit D (unlearned minus original, full precision) ask for
-V = Q0 + D. Codes are chosen to keep tr((Ŵ - V)·H·(Ŵ - V)ᵀ) small, H = Σ x·xᵀ over calibration inputs. The
-rounding error of the original itself is no part of the objective: where nothing is edited, nothing moves.
+The original's quantized weights Q0, the edit D (unlearned minus original, full precision) and the wanted weights V are
+given. Codes are chosen to keep tr((Ŵ - V)·H·(Ŵ - V)ᵀ) small, H = Σ x·xᵀ over calibration inputs, while every edit
+that must survive lands. V is one of two:
+
+- Q0 + D, "edit transport" (ours): the rounding error of the original is no part of the objective. Right for few edits
+  of whole steps: they arrive exactly, and nothing else moves. Edits far smaller than a step are all lost.
+- the unlearned weights themselves, where there is an edit. What the original's rounding left over then decides which
+  of many small edits cross to the next code, so that on average each arrives: right for edits everywhere.
 
 Everything is done in shifts: how many codes a weight goes from the original's code. Every constraint is an
 interval of shifts, and the best shift of one weight is the nearest level inside its interval.
@@ -60,16 +65,19 @@ def round_edit(
     levels: Levels,
     delta: npt.NDArray[Any],
     *,
+    wanted: npt.NDArray[Any] | None = None,
     hessian: npt.NDArray[Any] | Feedback | None = None,
     free: Mask | None = None,
     must_move: Mask | None = None,
     survive: str = "important",
     damp: float = 0.01,
 ) -> Rounded:
-    """Codes for ``levels.values() + delta`` on the grid of ``levels``.
+    """Codes for ``levels.values() + wanted`` on the grid of ``levels``.
 
-    delta: float [rows, columns], the edit in weight units. An edit that is a whole number of steps
-        everywhere comes out exactly as that many codes, with no other code moved, whatever H.
+    delta: float [rows, columns], the edit in weight units: which weights are edited, and which way.
+    wanted: float [rows, columns], V - Q0 above, 0 where delta is; None takes delta. Then an edit that is a whole
+        number of steps everywhere comes out exactly as that many codes, with no other code moved, whatever H.
+        Without H, no code moves against its edit.
     hessian: float [columns, columns], symmetric, positive semi-definite, or what ``feedback_for`` made of it (for
         some rows of a tensor at a time); None rounds each weight to nearest.
     free: bool [rows, columns], None for all. Where False the original's code stays, whatever delta; the
@@ -83,19 +91,20 @@ def round_edit(
     Raises InputError for shapes or dtypes that do not fit, values that are not finite, a weight that is in
     ``must_move`` but not ``free``, an unknown ``survive``, and a Hessian that is not symmetric positive semi-definite.
     """
-    _check(levels, delta, free, must_move)
+    _check(levels, delta, wanted, free, must_move)
+    change = delta if wanted is None else wanted
     feedback = hessian
     if isinstance(hessian, np.ndarray):
         feedback = _feedback(hessian, delta, free, damp)
     edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
     codes = np.array(levels.codes, order="C")
     if isinstance(feedback, Feedback):
-        shift = _compensate(levels, delta, edits, feedback, free)
+        shift = _compensate(levels, delta, change, edits, feedback, free)
         went = shift.ravel()[edits.index]
         codes += shift
         moved = int(np.count_nonzero(shift))
     else:
-        went = _nearest_shifts(levels, edits, free)
+        went = _nearest_shifts(levels, change, edits, free)
         codes.ravel()[edits.index] += went
         moved = int(np.count_nonzero(went))
     return Rounded(
@@ -108,14 +117,16 @@ def round_edit(
     )
 
 
-def _nearest_shifts(levels: Levels, edits: Edits, free: Mask | None) -> Codes:
-    """The shift of every edited weight on its own, int16 [E]."""
+def _nearest_shifts(levels: Levels, change: npt.NDArray[Any], edits: Edits, free: Mask | None) -> Codes:
+    """The shift of every edited weight on its own, in its edit's direction, int16 [E]."""
     least, most = _room(levels, edits.codes)
+    least[edits.direction > 0] = 0
+    most[edits.direction < 0] = 0
     can_move = edits.direction != 0
     if free is not None:
         can_move &= free.ravel()[edits.index]
     _force(least, most, edits)
-    shift = edits.delta / np.where(edits.direction != 0, edits.scale, 1.0)
+    shift = change.ravel()[edits.index] / np.where(edits.direction != 0, edits.scale, 1.0)
     _to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
     return np.where(can_move, np.clip(shift, least, most), 0).astype(np.int16)
 
@@ -146,6 +157,7 @@ def _force(least: Codes, most: Codes, edits: Edits) -> None:
 def _compensate(
     levels: Levels,
     delta: npt.NDArray[Any],
+    change: npt.NDArray[Any],
     edits: Edits,
     feedback: Feedback,
     free: Mask | None,
@@ -168,7 +180,7 @@ def _compensate(
     for start in range(0, active.size, at_once):
         part = _crossing(active[start : start + at_once], columns)
         sweep = _Sweep(
-            _columns_first(delta[part]),
+            _columns_first(change[part]),
             _columns_first(usable_scale[part]),
             _columns_first(least[part]),
             _columns_first(most[part]),
@@ -203,11 +215,11 @@ def _feedback(hessian: npt.NDArray[Any], delta: npt.NDArray[Any], free: Mask | N
 class _Sweep:
     """One pass over the columns of some rows; every array [columns, rows].
 
-    delta, scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and table:
-    the levels in units of the scale, both None on an affine grid.
+    wanted (V - Q0), scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and
+    table: the levels in units of the scale, both None on an affine grid.
     """
 
-    delta: Doubles
+    wanted: Doubles
     scale: Doubles
     least: Doubles
     most: Doubles
@@ -216,8 +228,8 @@ class _Sweep:
 
     def run(self, factor: Doubles) -> Doubles:
         """The shifts, whole numbers as float64 [columns, rows]; ``factor`` is that of ``feedback_factor``."""
-        count = len(self.delta)
-        wanted = self.delta.copy()  # the edit plus what earlier columns pass on
+        count = len(self.wanted)
+        wanted = self.wanted.copy()  # plus what earlier columns pass on
         errors = np.empty_like(wanted)  # asked minus given, in weight units
         shift = np.empty_like(wanted)
         for start in range(0, count, COLUMNS_PER_UPDATE):
@@ -247,19 +259,27 @@ class _Sweep:
         else:
             there = self.table[present + shift.astype(np.int16)].astype(np.float64)
             np.multiply(there - self.table[present], scale, out=error)
-        np.subtract(self.delta[column], error, out=error)
+        np.subtract(self.wanted[column], error, out=error)
 
 
-def _check(levels: Levels, delta: npt.NDArray[Any], free: Mask | None, must_move: Mask | None) -> None:
+def _check(
+    levels: Levels,
+    delta: npt.NDArray[Any],
+    wanted: npt.NDArray[Any] | None,
+    free: Mask | None,
+    must_move: Mask | None,
+) -> None:
     shape = levels.codes.shape
     masks = {"free": free, "must_move": must_move}
-    for name, array in {"delta": delta, **masks}.items():
+    for name, array in {"delta": delta, "wanted": wanted, **masks}.items():
         if array is not None and array.shape != shape:
             raise InputError(f"{name} has shape {list(array.shape)}, {list(shape)} is needed")
     for name, mask in masks.items():
         if mask is not None and mask.dtype != np.bool_:
             raise InputError(f"{name} has dtype {mask.dtype}, bool is needed")
-    for name, values in {"delta": delta, "the grid's scale": levels.scale}.items():
+    for name, values in {"delta": delta, "wanted": wanted, "the grid's scale": levels.scale}.items():
+        if values is None:
+            continue
         # A sum is finite only if all its terms are, and much faster than looking at each.
         if not np.isfinite(values.sum()) and (broken := int(values.size - np.isfinite(values).sum())):
             raise InputError(

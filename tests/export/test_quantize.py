@@ -133,9 +133,10 @@ def test_with_an_importance_matrix_as_well(tmp_path: Path, file_type: str) -> No
     check_edits(document, tmp_path / "stock.gguf", tmp_path / "out.gguf", delta)
 
 
+@pytest.mark.parametrize("aim", ["weights", "edit"])
 @pytest.mark.parametrize("outside_mask", ["frozen", "compensate"])
 def test_errors_are_compensated_run_by_run_as_in_one_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside_mask: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside_mask: str, aim: str
 ) -> None:
     weights = shape_weights("llama")
     changed = edited(weights)
@@ -147,7 +148,7 @@ def test_errors_are_compensated_run_by_run_as_in_one_piece(
     )
     hessians = {UP: inputs[:, :256].T @ inputs[:, :256], DOWN: inputs.T @ inputs}
     monkeypatch.setattr(patch, "WEIGHTS_AT_ONCE", 10_000)
-    options = ExportOptions(rounding=RoundingOptions(outside_mask=outside_mask), threads=2)
+    options = ExportOptions(rounding=RoundingOptions(outside_mask=outside_mask, aim=aim), threads=2)
     document = run(original, unlearned, tmp_path / "out.gguf", "Q4_K_S", options, hessians.get)
     before, after = stored_tensors(tmp_path / "stock.gguf"), stored_tensors(tmp_path / "out.gguf")
     for outcome in document["tensors"]:
@@ -157,7 +158,8 @@ def test_errors_are_compensated_run_by_run_as_in_one_piece(
         codec = codec_for(before[name].type)
         levels, delta = codec.decode(before[name].raw), changed[name] - weights[name]
         free = delta != 0 if outside_mask == "frozen" else None
-        expected = round_edit(levels, delta, hessian=hessians[name], free=free)
+        wanted = None if aim == "edit" else np.where(delta != 0, changed[name] - levels.values(), 0)
+        expected = round_edit(levels, delta, wanted=wanted, hessian=hessians[name], free=free)
         np.testing.assert_array_equal(codec.decode(after[name].raw).codes, expected.codes)
         assert (outcome["landed"], outcome["moved"]) == (expected.landed, expected.moved)
         assert (outcome["moved_by_compensation"] > 0) == (outside_mask == "compensate")

@@ -1,0 +1,147 @@
+"""``gguf-forget quantize``: from two models to the files that ship, or to a plan of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_forget import __version__
+from gguf_forget.checkpoint.convert import weight_files
+from gguf_forget.checkpoint.stored import files_of
+from gguf_forget.errors import InputError
+from gguf_forget.export.inputs import Pair, opened_pair
+from gguf_forget.export.quantize import (
+    ExportOptions,
+    Hessians,
+    Planned,
+    check_destinations,
+    check_space,
+    export_types,
+    plan_export,
+)
+from gguf_forget.progress import Progress
+from gguf_forget.run_directory import sha256_file
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """calibration: files of facts (``.jsonl``) or text; none rounds every weight by itself. provenance: whether a file
+    that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used.
+    """
+
+    original: Path
+    unlearned: Path
+    out: Path
+    files: Mapping[str, Path]  # file type to file: ``out``, or files in the directory ``out``
+    options: ExportOptions
+    calibration: Sequence[Path] = field(default=())
+    provenance: bool = True
+    llama_cpp: Path | None = None
+
+
+def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> dict[str, Any]:
+    """Do it, or only say what would be done; the document of ``--json``.
+
+    Raises InputError for inputs, destinations and options that do not go together, before any work.
+    """
+    if job.options.rounding.outside_mask == "compensate" and not job.calibration:
+        raise InputError(
+            "--outside-mask compensate without calibration data: nothing says which weights could make good an error",
+            hint="give --calibration FILE (text, or facts as JSONL), or leave --outside-mask at frozen",
+        )
+    folder = next(iter(job.files.values())).parent
+    # A directory for several files is made, but only once everything has been checked.
+    work = folder.parent if folder == job.out and not folder.exists() else folder
+    if not work.is_dir():
+        raise InputError(f"no such directory: {work}", hint="create it first")
+    check_destinations([job.original, job.unlearned], job.files)
+    with ExitStack() as stack:
+        pair = stack.enter_context(opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp))
+        planned = plan_export(pair, list(job.files), job.options)
+        document: dict[str, Any] = {
+            "schema_version": 1,
+            "original": str(job.original),
+            "unlearned": str(job.unlearned),
+            "edited_tensors": list(planned.edited),
+        }
+        sequences, columns, disk = _calibration(job, pair, planned, document, progress)
+        if dry_run:
+            document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
+            return document
+        split = bool(job.options.split_bytes or job.options.keep_split)
+        check_space(planned, work, split=split, besides=disk)
+        folder.mkdir(exist_ok=True)
+        hessians: Hessians = lambda name: None  # noqa: E731
+        if columns:
+            from gguf_forget.export.calibrated import calibrated
+
+            hessians = stack.enter_context(calibrated(pair, job.unlearned, sequences, columns, work, progress))
+            document["calibration"]["without"] = [name for name in columns if name not in hessians]
+        options = replace(job.options, metadata=_provenance(job, document, progress) if job.provenance else {})
+        document["files"] = export_types(pair, planned, job.files, options, progress, hessians)
+    return document
+
+
+def _calibration(
+    job: QuantizeJob, pair: Pair, planned: Planned, document: dict[str, Any], progress: Progress
+) -> tuple[list[list[int]], dict[str, np.ndarray], int]:
+    """Token sequences, the columns of every matrix to calibrate (none: nothing is to be done), bytes of disk."""
+    if not job.calibration:
+        return [], {}, 0
+    from gguf_forget.checkpoint.open import open_tokenizer
+    from gguf_forget.export.calibrated import edited_columns, plan_calibration, read_sequences
+
+    sequences = read_sequences(job.calibration, open_tokenizer(job.original))
+    kinds = {name: {plan.types[name] for plan in planned.files.values()} for name in planned.edited}
+    columns = edited_columns(pair, planned.edited, kinds, job.options.rounding)
+    plan = plan_calibration(job.unlearned, sequences, columns)
+    document["calibration"] = {"files": [str(file) for file in job.calibration], **plan.to_json()}
+    progress.note(str(plan))
+    return sequences, columns, plan.disk
+
+
+def _provenance(job: QuantizeJob, document: Mapping[str, Any], progress: Progress) -> dict[str, str | int]:
+    """The keys of a file that holds an edit; llama.cpp takes strings of at most 127 bytes."""
+    rounding = job.options.rounding
+    progress.note("hashing the models")
+    keys: dict[str, str | int] = {
+        "gguf_forget.version": __version__,
+        "gguf_forget.method": "edits of another model, rounded on the original's grid",
+        "gguf_forget.base_sha256": _digest(job.original),
+        "gguf_forget.unlearned_sha256": _digest(job.unlearned),
+        "gguf_forget.edited_tensors": len(document["edited_tensors"]),
+        "gguf_forget.survive": rounding.survive,
+        "gguf_forget.aim": rounding.aim,
+        "gguf_forget.saturated": rounding.saturated,
+    }
+    if job.calibration:
+        keys["gguf_forget.outside_mask"] = rounding.outside_mask
+        keys["gguf_forget.calibration_tokens"] = document["calibration"]["tokens"]
+    return keys
+
+
+def _digest(model: Path) -> str:
+    """SHA-256 of a file; of a model in several, that of theirs joined by line ends, in the order of their names."""
+    files = weight_files(model) if model.is_dir() else files_of(model)
+    digests = [sha256_file(file) for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    import hashlib
+
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _planned(planned: Planned, kind: str, file: Path) -> dict[str, Any]:
+    plan = planned.files[kind]
+    return {
+        "type": kind,
+        "file": str(file),
+        "bytes": plan.bytes,
+        "types": plan.types,
+        "not_protected": planned.not_protected(kind),
+    }
