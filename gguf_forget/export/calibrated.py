@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 
 if TYPE_CHECKING:
+    from gguf_forget.export.layerwise import StoredMoments
     from gguf_forget.facts.tokens import Tokenize
 
 PROMPTS, CHUNKS, CHUNK_TOKENS = 512, 64, 256
@@ -150,7 +151,7 @@ def calibrated(
     columns: Mapping[str, np.ndarray],
     work: Path,
     progress: Progress,
-) -> Iterator[Callable[[str], np.ndarray | None]]:
+) -> Iterator[StoredMoments]:
     """Tensor name to H while open, from the unlearned model's own inputs; the files behind it lie in ``work``.
 
     unlearned: as the user gave it, a GGUF or a directory.

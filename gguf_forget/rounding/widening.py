@@ -92,7 +92,8 @@ def widen(
         grids.widen_sub_blocks(np.flatnonzero(short), wanted, short)
     grids.widen_blocks(short, wanted)
     new = grids.written()
-    changed = grids.changed
+    fresh = codec.decode(new)
+    changed = ((fresh.scale != levels.scale) | (fresh.offset != levels.offset)).ravel()
     base = _base_blocks(codec, new, levels, wanted, changed)
     return Widened(
         blocks=base,
@@ -153,7 +154,6 @@ class _Grids:
         self._blocks = blocks.reshape(-1, codec.block_bytes).copy()
         self.base, self.base_offset = self.layout.bases(self._blocks)  # [blocks] each
         self.multiplier, self.minimum = self.layout.read(self._blocks)  # [blocks, S] each
-        self.changed = np.zeros(self.multiplier.size, dtype=bool)
         scale = self.base[:, None] * self.multiplier
         offset = offsets_of(codec, self.layout, scale, self.base_offset[:, None], self.minimum)
         self._present = Present(scale.ravel(), offset.ravel())  # the grids as they were
@@ -168,7 +168,6 @@ class _Grids:
         good = np.isfinite(error)
         done = rows[good]
         self.multiplier.ravel()[done], self.minimum.ravel()[done] = multiplier[good], minimum[good]
-        self.changed[done] = True
         short[done] = False
 
     def widen_blocks(self, short: npt.NDArray[np.bool_], wanted: Wanted) -> None:
@@ -216,7 +215,6 @@ class _Grids:
         done = blocks[good]
         self.base[done], self.base_offset[done] = bases[:, good]
         self.multiplier[done], self.minimum[done] = numbers[:, good]
-        self.changed.reshape(-1, count)[done] = True
         return ~good
 
     @staticmethod
@@ -272,7 +270,6 @@ class _Grids:
         self.base[done] = scale[line, place][good]
         if stored:
             self.base_offset[done] = -offset[line, place][good]
-        self.changed[done] = True
 
     def written(self) -> Bytes:
         """The blocks with the chosen grids, in the shape that was given; their codes are the old ones."""

@@ -80,8 +80,9 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
         if columns:
             from gguf_forget.export.calibrated import calibrated
 
-            hessians = stack.enter_context(calibrated(pair, job.unlearned, sequences, columns, work, progress))
-            document["calibration"]["without"] = [name for name in columns if name not in hessians]
+            moments = stack.enter_context(calibrated(pair, job.unlearned, sequences, columns, work, progress))
+            document["calibration"]["without"] = [name for name in columns if name not in moments]
+            hessians = moments
         options = replace(job.options, metadata=_provenance(job, document, progress) if job.provenance else {})
         document["files"] = export_types(pair, planned, job.files, options, progress, hessians)
     return document
