@@ -78,7 +78,7 @@ def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
 
 
 def _check_match(pair: Pair, original: Path, unlearned: Path) -> None:
-    kinds = [GgufFile(path).text("general.architecture") for path in (pair.original, pair.unlearned)]
+    kinds = [GgufFile(path, outline=True).text("general.architecture") for path in (pair.original, pair.unlearned)]
     if kinds[0] != kinds[1]:
         raise InputError(f"{original} is of architecture {kinds[0]}, {unlearned} of {kinds[1]}: one is needed")
     for name in sorted(pair.before.keys() ^ pair.after.keys()):

@@ -233,19 +233,25 @@ def _write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content
 
 
 def read_back(
-    tensors: dict[str, StoredTensor], checks: Sequence[Check], destination: Path, count: Callable[[int], None]
+    tensors: dict[str, StoredTensor],
+    checks: Sequence[Check],
+    destination: Path,
+    count: Callable[[int], None],
+    mapped: Mapped = map,
 ) -> None:
     """Decode every edited row from the written file with libggml; raises EvaluationError where it is another."""
-    for check in checks:
-        tensor = tensors[check.tensor]
-        rows: Any = check.rows
-        if rows[-1] - rows[0] == len(rows) - 1:
-            rows = slice(rows[0], rows[-1] + 1)
-        found = dequantize_rows(tensor.type, tensor.raw[rows], tensor.columns)
-        if zlib.crc32(found.data) != check.crc:
+
+    def decoded(check: Check) -> int:
+        tensor, rows = tensors[check.tensor], check.rows
+        whole = rows[-1] - rows[0] == len(rows) - 1
+        raw = tensor.raw[rows[0] : rows[-1] + 1] if whole else tensor.raw[rows]
+        return zlib.crc32(dequantize_rows(tensor.type, raw, tensor.columns).data)
+
+    for check, crc in zip(checks, mapped(decoded, checks), strict=True):
+        if crc != check.crc:
             raise EvaluationError(
-                f"{destination}: {check.tensor} ({tensor.type}), rows {check.rows[0]} to {check.rows[-1]}, does not "
-                "decode to the weights that were asked for",
+                f"{destination}: {check.tensor} ({tensors[check.tensor].type}), rows {check.rows[0]} to "
+                f"{check.rows[-1]}, does not decode to the weights that were asked for",
                 hint="the disk or memory may be faulty: run again, and report this if it stays",
             )
         count(1)
