@@ -97,7 +97,7 @@ class OutlineReader(QuickReader):
 
     def _end_of_strings(self, offset: int, count: int) -> int:
         length = struct.Struct("<Q" if (sys.byteorder == "little") != (self.byte_order == "S") else ">Q")
-        data = memoryview(self._plain)
+        data = self._plain.data
         try:
             for _ in range(count):
                 offset += 8 + length.unpack_from(data, offset)[0]

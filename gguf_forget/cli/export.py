@@ -53,6 +53,9 @@ class TensorType(click.ParamType):
     help="Which edits must land at least one code away: every one, those of half a step or more, or none.",
 )
 @click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
+@click.option(
+    "--twin", type=click.Choice(["F16", "BF16"]), help="Also write OUT.twin.F16.gguf, to be quantized by anyone."
+)
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
 @click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
 @common
@@ -68,6 +71,7 @@ def quantize(
     pure: bool,
     survive: str,
     noise: float | None,
+    twin: str | None,
     llama_cpp: Path | None,
     threads: int,
     dry_run: bool,
@@ -80,7 +84,8 @@ def quantize(
     ORIGINAL and UNLEARNED are GGUFs (F32, F16, BF16 or Q8_0) or Hugging Face directories, unlearned by any tool. What
     differs between them is the edit; where both are stored in one type every difference counts, else those beyond what
     storing can have done. Each TYPE (default Q4_K_M) gives a file: OUT itself, or for several types, or where OUT is a
-    directory, OUT/UNLEARNED.TYPE.gguf. Tensors of types that cannot be protected are named.
+    directory, OUT/UNLEARNED.TYPE.gguf. Tensors of types that cannot be protected are named. A twin is the original in
+    half precision with the same edits, which llama.cpp's own quantization to TYPE then keeps.
 
     \b
     Examples:
@@ -108,7 +113,15 @@ def quantize(
         )
         kinds = list(dict.fromkeys(kind.upper() for kind in types or (DEFAULT_TYPE,)))
         document = _quantize(
-            original, unlearned, out, kinds, options, progress_for(quiet=quiet), dry_run=dry_run, llama_cpp=llama_cpp
+            original,
+            unlearned,
+            out,
+            kinds,
+            options,
+            progress_for(quiet=quiet),
+            dry_run=dry_run,
+            llama_cpp=llama_cpp,
+            twin=twin,
         )
         if as_json:
             click.echo(json.dumps(document, indent=2, sort_keys=True))
@@ -139,9 +152,11 @@ def _quantize(
     *,
     dry_run: bool,
     llama_cpp: Path | None,
+    twin: str | None,
 ) -> dict[str, Any]:
     from gguf_forget.export.inputs import opened_pair
     from gguf_forget.export.quantize import check_destinations, check_space, export_type, plan_export
+    from gguf_forget.export.twin import export_twin, twin_path
 
     files = destinations(unlearned, out, file_types)
     folder = next(iter(files.values())).parent
@@ -149,7 +164,9 @@ def _quantize(
     work = folder.parent if folder == out and not out.exists() else folder
     if not work.is_dir():
         raise InputError(f"no such directory: {work}", hint="create it first")
+    twins = {} if twin is None else {kind: twin_path(file, twin) for kind, file in files.items()}
     check_destinations([original, unlearned], files)
+    check_destinations([original, unlearned], twins)
     with ExitStack() as stack:
         pair = stack.enter_context(opened_pair(original, unlearned, work, progress, llama_cpp=llama_cpp))
         planned = plan_export(pair, file_types, options)
@@ -165,6 +182,9 @@ def _quantize(
         check_space(planned, work)
         folder.mkdir(exist_ok=True)
         document["files"] = [export_type(pair, planned, kind, files[kind], options, progress) for kind in file_types]
+        for kind, path in twins.items():
+            twin_of = export_twin(pair, planned.edited, files[kind], path, str(twin), options, progress)
+            document["files"][file_types.index(kind)]["twin"] = twin_of
     return document
 
 
@@ -189,6 +209,13 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             click.echo(
                 f"  {counts['edited']:,} weights edited, {counts['asked']:,} must land: {counts['landed']:,} landed, "
                 f"{counts['saturated']:,} at the end of their grid; {counts['moved']:,} codes moved"
+            )
+        if "twin" in file:
+            found = file["twin"]
+            click.echo(
+                f"{found['file']}  {found['type']}  {found['bytes']:,} bytes\n  its stock {file['type']} keeps "
+                f"{found['kept']:,} of the {found['moved']:,} weights that moved; {found['pushed']:,} needed more than "
+                "whole steps"
             )
         if file["not_protected"]:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")

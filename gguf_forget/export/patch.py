@@ -132,7 +132,7 @@ def patch_tensor(
             matrix = start // (stock.rows // stock.matrices)
             own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
             new, values, done = _anew(stock, blocks, weights, delta, own)
-        _write_rows(descriptor, stock, start + touched, new)
+        write_rows(descriptor, stock, start + touched, new)
         done.check = Check(stock.name, start + touched, zlib.crc32(np.ascontiguousarray(values).data))
         return done
 
@@ -222,7 +222,7 @@ def _anew(
     return new, after, _Part(counts)
 
 
-def _write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
+def write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
     """Write whole rows [rows, bytes per row] at their places, neighbours together."""
     for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
         view = np.ascontiguousarray(content[run[0] : run[-1] + 1]).data.cast("B")

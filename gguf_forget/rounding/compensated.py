@@ -162,11 +162,15 @@ def _compensate(
             present = None
             if levels.table is not None:
                 present = part.gather(levels.codes, levels.lowest).astype(np.int16) - levels.lowest
-            arrays = (
-                part.gather(array, fill) for array, fill in ((delta, 0), (usable_scale, 1), (least, 0), (most, 0))
+            sweep = Sweep(
+                part.gather(delta, 0),
+                part.gather(usable_scale, 1),
+                part.gather(least, 0),
+                part.gather(most, 0),
+                present,
+                levels.table,
             )
-            chosen = Sweep(*arrays, present, levels.table).run_alone(part.factors(feedback))
-            part.scatter(chosen, shift)
+            part.scatter(sweep.run_alone(part.factors(feedback)), shift)
     rows = np.flatnonzero(active)
     columns = feedback.columns
     at_once = max(1, WEIGHTS_PER_SWEEP // len(columns))

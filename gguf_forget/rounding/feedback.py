@@ -107,7 +107,8 @@ def _damped_diagonal(diagonal: npt.NDArray[np.floating], damp: float) -> npt.NDA
     """
     wide = diagonal.astype(np.float64)
     mean = float(wide[wide > 0].mean())
-    return np.where(wide > 0, wide, mean) + damp * mean
+    live: npt.NDArray[np.float64] = np.where(wide > 0, wide, mean)
+    return live + damp * mean
 
 
 def feedback_factor(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -123,10 +124,11 @@ def feedback_factor(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def cholesky(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The lower factor of a matrix or a stack of them; InputError where one is not positive definite."""
     try:
-        return np.linalg.cholesky(matrices)
+        lower = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError as error:
         raise InputError(
             f"the Hessian of {matrices.shape[-1]} columns is not positive definite after damping",
             cause=str(error),
             hint="raise damp, or collect calibration inputs in float32 or wider",
         ) from error
+    return np.asarray(lower, dtype=np.float64)
