@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,10 +226,13 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
 @click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw histograms into this file, .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
+def diff(
+    before: Path, after: Path, file_type: str | None, plot: Path | None, as_json: bool, quiet: bool, debug: bool
+) -> None:
     """Show what differs from GGUF A to GGUF B: tensors, codes and how far they moved, metadata.
 
     Two quantized files are compared code by code. Of two files in full precision (F32, F16, BF16, Q8_0), --type says
@@ -237,17 +241,22 @@ def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet:
     \b
     Examples:
       gguf-forget diff stock.Q4_K_M.gguf unlearned.Q4_K_M.gguf
-      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M
+      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M --plot updates.png
     """
 
     def work() -> int:
         from gguf_forget.checkpoint.stored import stored_tensors
         from gguf_forget.export.difference import difference
         from gguf_forget.progress import progress_for
+        from gguf_forget.report.pictures import picture_format
 
+        if plot is not None:
+            picture_format(plot)
         kind = None if file_type is None else file_type.upper()
         with progress_for(quiet=quiet).task("comparing", len(stored_tensors(before))) as advance:
             found = difference(before, after, file_type=kind, advance=advance)
+        if plot is not None:
+            _plot(found, plot, f"{before.name} → {after.name}")
         if as_json:
             document = {"schema_version": 1, "a": str(before), "b": str(after), **found.to_json()}
             click.echo(json.dumps(document, indent=2, sort_keys=True))
@@ -256,6 +265,17 @@ def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet:
         return 0
 
     guarded(work, debug=debug)
+
+
+def _plot(found: Difference, path: Path, title: str) -> None:
+    from gguf_forget.report.difference_plot import plot_difference
+
+    shifts: Counter[int] = Counter()
+    updates: Counter[float] = Counter()
+    for tensor in found.tensors:
+        shifts.update(tensor.shifts or {})
+        updates.update(tensor.updates or {})
+    plot_difference(path, shifts, updates, title=title)
 
 
 def _print_difference(found: Difference) -> None:
