@@ -8,6 +8,7 @@ import numpy as np
 
 from gguf_forget.export.inputs import opened_pair
 from gguf_forget.export.quantize import ExportOptions, Hessians, export_type, plan_export
+from gguf_forget.llama.options import Importance
 from gguf_forget.progress import Progress
 
 UP, DOWN, NORM = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "output_norm.weight"
@@ -36,3 +37,14 @@ def run(
     with opened_pair(original, unlearned, out.parent, Progress()) as pair:
         planned = plan_export(pair, [file_type], options)
         return export_type(pair, planned, file_type, out, options, Progress(), hessians)
+
+
+def random_importance(weights: dict[str, np.ndarray]) -> Importance:
+    """Of every matrix; the values need only be positive to matter."""
+    generator = np.random.default_rng(3)
+    values = {
+        name: generator.exponential(size=array.shape[1]).astype(np.float32)
+        for name, array in weights.items()
+        if array.ndim == 2
+    }
+    return Importance(Path("imatrix"), values)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import DOWN, FILE_TYPES, NORM, UP, edited, run
+from exported import DOWN, FILE_TYPES, NORM, UP, edited, random_importance, run
 from libggml_oracle import dequantize
 from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 
@@ -23,7 +23,7 @@ from gguf_forget.export.quantize import (
     plan_export,
 )
 from gguf_forget.grids import CODECS, codec_for
-from gguf_forget.llama.options import Importance, QuantizeOptions
+from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.rounding import round_edit
@@ -86,19 +86,14 @@ def test_without_an_edit_the_file_is_llama_cpps(tmp_path: Path, file_type: str) 
     assert document["totals"]["edited"] == 0
 
 
-@pytest.mark.parametrize("file_type", ["Q4_K_M", "Q2_K", "IQ4_XS"])
-def test_with_an_importance_matrix_as_well(tmp_path: Path, file_type: str) -> None:
-    weights = shape_weights("llama")
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_an_importance_matrix_as_well(tmp_path: Path, architecture: str, file_type: str) -> None:
+    weights = shape_weights(architecture)
     changed = edited(weights)
-    generator = np.random.default_rng(3)
-    values = {
-        name: generator.exponential(size=array.shape[1]).astype(np.float32)
-        for name, array in weights.items()
-        if array.ndim == 2
-    }
-    options = ExportOptions(QuantizeOptions(Importance(tmp_path / "imatrix", values)), threads=2)
-    original = write_shape(tmp_path / "original.gguf", "llama", weights)
-    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", changed)
+    options = ExportOptions(QuantizeOptions(random_importance(weights)), threads=2)
+    original = write_shape(tmp_path / "original.gguf", architecture, weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", architecture, changed)
     quantize(original, tmp_path / "stock.gguf", file_type, threads=1, options=options.quantize)
     document = run(original, unlearned, tmp_path / "out.gguf", file_type, options)
     delta = {name: changed[name] - weights[name] for name in (UP, DOWN, NORM)}
