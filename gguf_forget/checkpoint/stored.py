@@ -98,13 +98,13 @@ def _files(first: GgufFile) -> list[Path]:
     return files
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a GGUF by name; ``path`` may be the first file of a split model.
+def stored_tensors(path: Path, opened: GgufFile | None = None) -> dict[str, StoredTensor]:
+    """Every tensor of a GGUF by name; ``path`` may be the first file of a split model, ``opened`` that file.
 
     Raises InputError for a file that is no readable GGUF, cut short, or has a part missing.
     """
     found: dict[str, StoredTensor] = {}
-    first = GgufFile(path, outline=True)
+    first = opened or GgufFile(path, outline=True)
     for file in _files(first):
         reader = first.reader if file == path else GgufFile(file, outline=True).reader
         for tensor in reader.tensors:

@@ -117,6 +117,7 @@ def export_type(
                 threads=options.threads,
                 allow_requantize=True,
                 options=options.quantize,
+                durable=False,
             )
             advance(1)
         outcomes, checks = _patch(partial, pair, planned, file_type, options, progress, hessians)

@@ -18,7 +18,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError
-from gguf_forget.export.patch import edit_of, runs_of_rows
+from gguf_forget.export.patch import edit_of, runs_of_rows, same_bytes
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.llama.quantizer import plan_file
@@ -106,7 +106,7 @@ def _tensor(
     mapped: Callable[..., Iterable[Any]],
 ) -> Iterable[dict[str, np.ndarray]]:
     """Survived, unmoved, reversed by file type, for every run of rows that has an edit."""
-    if before.type == after.type and np.array_equal(before.raw, after.raw):
+    if same_bytes(before, after):
         return []
 
     def work(part: tuple[int, int]) -> dict[str, np.ndarray]:

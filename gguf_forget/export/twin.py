@@ -69,7 +69,7 @@ def export_twin(
     parts: list[TwinPart] = []
     try:
         with progress.task(f"twin: {kind}", 1) as advance:
-            quantize(pair.original, partial, kind, threads=options.threads, allow_requantize=True)
+            quantize(pair.original, partial, kind, threads=options.threads, allow_requantize=True, durable=False)
             advance(1)
         twin = stored_tensors(partial)
         with (
