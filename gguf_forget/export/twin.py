@@ -162,20 +162,23 @@ def _pushed(
     weights, old, change, step: float32 [rows, columns]; the original's, what it is decoded to from its stock file, how
     far the shipped file is from that, the step there.
     """
+    columns = change.shape[1]
     direction, moved = np.sign(change), change != 0
     wanted = weights + change
     best = quantize_rows(kind, wanted)
     best_kept = np.zeros_like(moved)
+    rows = np.arange(len(change))  # those in which something is lost
     for _ in range(PUSHES + 1):
-        raw = quantize_rows(kind, wanted)
-        rounded = quantize_rows(target, dequantize_rows(kind, raw, change.shape[1]), importance)
-        again = dequantize_rows(target, rounded, change.shape[1])
-        kept = moved & ((again - old) * direction >= 0.5 * step)
-        better = kept.sum(axis=1) > best_kept.sum(axis=1)  # a push can cost a row more than it wins
-        best[better], best_kept[better] = raw[better], kept[better]
-        lost = moved & ~kept
-        if not lost.any():
+        raw = quantize_rows(kind, wanted[rows])
+        rounded = quantize_rows(target, dequantize_rows(kind, raw, columns), importance)
+        went = (dequantize_rows(target, rounded, columns) - old[rows]) * direction[rows]
+        kept = moved[rows] & (went >= 0.5 * step[rows])
+        better = kept.sum(axis=1) > best_kept[rows].sum(axis=1)  # a push can cost a row more than it wins
+        best[rows[better]], best_kept[rows[better]] = raw[better], kept[better]
+        lost = moved[rows] & ~kept
+        wanted[rows] += PUSH * np.where(lost, direction[rows] * step[rows], 0)
+        rows = rows[lost.any(axis=1)]
+        if not rows.size:
             break
-        wanted[lost] += PUSH * direction[lost] * step[lost]
-    pushed = moved & (np.abs(dequantize_rows(kind, best, change.shape[1]) - weights - change) > 0.5 * PUSH * step)
+    pushed = moved & (np.abs(dequantize_rows(kind, best, columns) - weights - change) > 0.5 * PUSH * step)
     return best, best_kept, int(pushed.sum())
