@@ -22,10 +22,11 @@ hundred looks a second, the interpreter and all that it has imported included (t
 model files are page cache. The largest resident size with mapped files (VmHWM) is given as well.
 
 Headline figures of the JSON are the worst of the models: `wall_ratio` and `wall_ratio_compensated` (ours / llama.cpp,
-by the clock), `peak_memory_ratio` (the larger of both ours / llama.cpp, on the largest model) and `survival`: of the edits of at least half a
-step, the share found in the file at least one code away in their own direction, counted anew by libggml from the two
-written files. `saturated` edits (the original's code is the last of its grid in that direction) are counted in the
-denominator and given beside it. Rounding throughput is that of `round_edit` alone, one thread, on one matrix.
+by the clock), `survival`: of the edits of at least half a step, the share found in the file at least one code away in
+their own direction, counted anew by libggml from the two written files (`saturated` edits, whose code is the last of
+its grid in that direction, are in the denominator and given beside it); and of the largest model `peak_memory_ratio`,
+the larger of both ours / llama.cpp. Rounding throughput is that of `round_edit` alone, on one matrix, by the processor
+time of all threads, making the factors included.
 
 --eight-billion measures instead what the issue of memory is about: random F16 files of the width of Llama-3-8B (4096,
 14336, 128256 words) with --layers layers each (two numbers by comma), so that one can see that the memory beyond the

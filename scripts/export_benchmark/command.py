@@ -144,7 +144,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for kind in ("Q4_K", "Q6_K", "Q5_0", "Q8_0")
     }
     rows = [[kind, f"{found['nearest']:.0f}", f"{found['compensated']:.1f}"] for kind, found in speed.items()]
-    print("\n" + table(["million weights a second", "nearest", "compensated"], rows))
+    print("\n" + table(["million weights a processor second", "nearest", "compensated"], rows))
     largest = max(models.values(), key=lambda found: found["file_bytes"])
     worst = {
         "wall_ratio": max(found["wall_ratio"] for found in models.values()),
