@@ -14,6 +14,7 @@ MLP = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
 EDITED_SHARE = 0.03
 EDIT_SIZE = 0.2  # of the matrix' standard deviation: about a step at 4 bits
 _POOL = 1 << 24  # random numbers, used again at another offset by every tensor
+TOKENS = 2048  # behind a Hessian
 _SAMPLE = 1 << 16  # weights from which a standard deviation is taken
 
 
@@ -110,10 +111,9 @@ def write_edited(original: Path, path: Path) -> Path:
 def write_hessian(folder: Path, columns: int) -> None:
     """``columns``.npy: Σ x·xᵀ of correlated random inputs, float32 [columns, columns]."""
     generator = np.random.default_rng(columns)
-    inputs = generator.standard_normal((2 * columns, columns), dtype=np.float32)
-    inputs += generator.standard_normal((2 * columns, 8), dtype=np.float32) @ generator.standard_normal(
-        (8, columns), dtype=np.float32
-    )
+    inputs = generator.standard_normal((TOKENS, columns), dtype=np.float32)
+    shared = generator.standard_normal((8, columns), dtype=np.float32)
+    inputs += generator.standard_normal((TOKENS, 8), dtype=np.float32) @ shared
     np.save(folder / f"{columns}.npy", inputs.T @ inputs)
 
 
