@@ -91,3 +91,20 @@ def test_which_rows_are_alone_and_where_their_columns_lie() -> None:
     places.scatter(np.array([[1.0, 2.0], [7.0, 3.0]]), found)
     assert (found[3, 9], found[0, 3], found[0, 50]) == (1.0, 2.0, 3.0)
     assert (found != -1).sum() == 3
+
+
+def test_scattered_edits_end_at_half_the_error_of_nearest_codes() -> None:
+    """Inputs with a few strong directions in common, 3 % of the weights edited (a factor shared by all rows: 0.88)."""
+    generator = np.random.default_rng(0)
+    levels = codec_for("Q4_0").decode(quantize("Q4_0", generator.standard_normal((128, 512)).astype(np.float32)))
+    delta = (generator.standard_normal((128, 512)) * 0.6 * np.abs(levels.scale_per_weight())).astype(np.float32)
+    delta[generator.random(delta.shape) >= 0.03] = 0
+    shared = generator.standard_normal((4, 512))
+    inputs = generator.standard_normal((2048, 512)) + 2 * generator.standard_normal((2048, 4)) @ shared
+    hessian = inputs.T @ inputs
+    errors = []
+    for given in (hessian, None):
+        codes = round_edit(levels, delta, hessian=given, free=delta != 0).codes
+        error = (codes - levels.codes.astype(np.float64)) * levels.scale_per_weight() - delta
+        errors.append(np.einsum("rc,cd,rd->", error, hessian, error))
+    assert errors[0] < 0.55 * errors[1]
