@@ -16,14 +16,18 @@ MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF opened read-only through a memory map; tensors are views into the file, never copies."""
+    """A GGUF opened read-only through a memory map; tensors are views into the file, never copies.
+
+    outline: leave out what is in arrays (the vocabulary), for who wants the tensors and single values alone.
+    """
 
     path: Path
+    outline: bool = False
 
     @cached_property
     def reader(self) -> Any:
         """gguf-py's reader; every failure to read becomes an :class:`InputError` that names the file."""
-        from gguf_forget.checkpoint.quick_reader import QuickReader
+        from gguf_forget.checkpoint.quick_reader import OutlineReader, QuickReader
 
         hint = "the file is cut short or damaged: compare its size and hash with the original's"
         try:
@@ -31,7 +35,7 @@ class GgufFile:
                 magic = file.read(4)
             if magic != MAGIC:
                 raise InputError(f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file")
-            reader = QuickReader(self.path)
+            reader = (OutlineReader if self.outline else QuickReader)(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:

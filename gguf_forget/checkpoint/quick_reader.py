@@ -8,6 +8,7 @@ array and an array of strings or numbers is read in one loop. Everything else, a
 from __future__ import annotations
 
 import functools
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,40 @@ class QuickReader(GGUFReader):
             parts += (length, data[offset + 8 : end])
             offset = end
         return offset, parts
+
+
+class OutlineReader(QuickReader):
+    """Without the elements of arrays (the vocabulary), which take longer to read than all else together.
+
+    Such a field has no data; the field of any other kind, and every tensor, is as in :class:`QuickReader`.
+    """
+
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[np.ndarray], list[int], list[GGUFValueType]]:
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        item = GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        if item is not GGUFValueType.STRING and (scalar := self.gguf_scalar_to_np.get(item)) is not None:
+            size = _ARRAY_HEADER + count * np.dtype(scalar).itemsize
+        elif item is GGUFValueType.STRING:
+            size = self._end_of_strings(orig_offs + _ARRAY_HEADER, count) - orig_offs
+        else:  # arrays in arrays
+            return super()._get_field_parts(orig_offs, raw_type)
+        if orig_offs + size > len(self._plain):
+            raise ValueError(f"an array of {count} elements at byte {orig_offs} goes past the end of the file")
+        return size, [], [], [GGUFValueType.ARRAY, item]
+
+    def _end_of_strings(self, offset: int, count: int) -> int:
+        length = struct.Struct("<Q" if (sys.byteorder == "little") != (self.byte_order == "S") else ">Q")
+        data = self._plain.data
+        try:
+            for _ in range(count):
+                offset += 8 + length.unpack_from(data, offset)[0]
+        except (struct.error, OverflowError) as error:
+            raise ValueError(f"a string at byte {offset} goes past the end of the file") from error
+        return offset
 
 
 @contextmanager

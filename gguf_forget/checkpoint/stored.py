@@ -78,7 +78,11 @@ class StoredTensor:
 
 def files_of(path: Path) -> list[Path]:
     """``path``, and where it is the first file of a split model the others after it."""
-    count = int(GgufFile(path).value("split.count", 1))
+    return _files(GgufFile(path, outline=True))
+
+
+def _files(first: GgufFile) -> list[Path]:
+    path, count = first.path, int(first.value("split.count", 1))
     if count < 2:
         return [path]
     match = _SPLIT.fullmatch(path.name)
@@ -94,14 +98,15 @@ def files_of(path: Path) -> list[Path]:
     return files
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a GGUF by name; ``path`` may be the first file of a split model.
+def stored_tensors(path: Path, opened: GgufFile | None = None) -> dict[str, StoredTensor]:
+    """Every tensor of a GGUF by name; ``path`` may be the first file of a split model, ``opened`` that file.
 
     Raises InputError for a file that is no readable GGUF, cut short, or has a part missing.
     """
     found: dict[str, StoredTensor] = {}
-    for file in files_of(path):
-        reader = GgufFile(file).reader
+    first = opened or GgufFile(path, outline=True)
+    for file in _files(first):
+        reader = first.reader if file == path else GgufFile(file, outline=True).reader
         for tensor in reader.tensors:
             shape = tuple(int(size) for size in tensor.shape)
             offset, size = int(tensor.data_offset), int(tensor.n_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,9 @@ class TensorType(click.ParamType):
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
 @click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
 @click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
+@click.option(
+    "--twin", type=click.Choice(["F16", "BF16"]), help="Also write OUT.twin.F16.gguf, to be quantized by anyone."
+)
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
 @click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
 @common
@@ -104,6 +108,7 @@ def quantize(
     keep_split: bool,
     no_provenance: bool,
     noise: float | None,
+    twin: str | None,
     llama_cpp: Path | None,
     threads: int,
     dry_run: bool,
@@ -117,7 +122,8 @@ def quantize(
     differs between them is the edit; where both are stored in one type every difference counts, else those beyond what
     storing can have done. Each TYPE (default Q4_K_M) gives a file: OUT itself, or for several types, or where OUT is a
     directory, OUT/UNLEARNED.TYPE.gguf; nothing appears before all are finished. Tensors of types that cannot be
-    protected are named.
+    protected are named. A twin is the original in half precision with the same edits, which llama.cpp's own
+    quantization to TYPE then keeps.
 
     \b
     Examples:
@@ -159,6 +165,7 @@ def quantize(
             calibration=calibration,
             provenance=not no_provenance,
             llama_cpp=llama_cpp,
+            twin=twin,
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -198,6 +205,13 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
                     f"  {counts['widened']:,} sub-blocks got a wider grid, "
                     f"which changed {counts['regridded']:,} weights without an edit"
                 )
+        if "twin" in file:
+            found = file["twin"]
+            click.echo(
+                f"{found['file']}  {found['type']}  {found['bytes']:,} bytes\n  its stock {file['type']} keeps "
+                f"{found['kept']:,} of the {found['moved']:,} weights that moved; {found['pushed']:,} needed more than "
+                "whole steps"
+            )
         if file["not_protected"]:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
 
@@ -206,10 +220,13 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
 @click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw histograms into this file, .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
+def diff(
+    before: Path, after: Path, file_type: str | None, plot: Path | None, as_json: bool, quiet: bool, debug: bool
+) -> None:
     """Show what differs from GGUF A to GGUF B: tensors, codes and how far they moved, metadata.
 
     Two quantized files are compared code by code. Of two files in full precision (F32, F16, BF16, Q8_0), --type says
@@ -218,17 +235,22 @@ def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet:
     \b
     Examples:
       gguf-forget diff stock.Q4_K_M.gguf unlearned.Q4_K_M.gguf
-      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M
+      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M --plot updates.png
     """
 
     def work() -> int:
         from gguf_forget.checkpoint.stored import stored_tensors
         from gguf_forget.export.difference import difference
         from gguf_forget.progress import progress_for
+        from gguf_forget.report.pictures import picture_format
 
+        if plot is not None:
+            picture_format(plot)
         kind = None if file_type is None else file_type.upper()
         with progress_for(quiet=quiet).task("comparing", len(stored_tensors(before))) as advance:
             found = difference(before, after, file_type=kind, advance=advance)
+        if plot is not None:
+            _plot(found, plot, f"{before.name} → {after.name}")
         if as_json:
             document = {"schema_version": 1, "a": str(before), "b": str(after), **found.to_json()}
             click.echo(json.dumps(document, indent=2, sort_keys=True))
@@ -237,6 +259,17 @@ def diff(before: Path, after: Path, file_type: str | None, as_json: bool, quiet:
         return 0
 
     guarded(work, debug=debug)
+
+
+def _plot(found: Difference, path: Path, title: str) -> None:
+    from gguf_forget.report.difference_plot import plot_difference
+
+    shifts: Counter[int] = Counter()
+    updates: Counter[float] = Counter()
+    for tensor in found.tensors:
+        shifts.update(tensor.shifts or {})
+        updates.update(tensor.updates or {})
+    plot_difference(path, shifts, updates, title=title)
 
 
 def _print_difference(found: Difference) -> None:

@@ -35,7 +35,8 @@ class TensorDifference:
     weight. shifts: how many codes moved by how many steps of code. regridded: sub-blocks whose scale or offset
     differs; their codes cannot be compared and count as moved only where they differ as numbers.
     median_update: the median |update| in steps of the grid ``grid``; step_to_update: its inverse, the factor by which
-    a step is larger than the median update ("Forgetting That Sticks", arXiv 2605.15138, finds 47 to 828).
+    a step is larger than the median update ("Forgetting That Sticks", arXiv 2605.15138, finds 47 to 828). updates: all
+    of them, lower edge of a bin in steps (eight bins to a power of two) to their number.
     """
 
     tensor: str
@@ -51,6 +52,7 @@ class TensorDifference:
     grid: str | None = None
     median_update: float | None = None
     step_to_update: float | None = None
+    updates: dict[float, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def _updates(one: StoredTensor, other: StoredTensor, grid: str | None) -> Tensor
         grid=None if codec is None else codec.name,
         median_update=median,
         step_to_update=None if median is None else 1 / median,
+        updates=None if codec is None else steps.filled(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,9 @@ def opened_pair(
 
         before = as_gguf(original, "original", original)
         after = as_gguf(unlearned, "unlearned", original if original.is_dir() else unlearned)
-        pair = Pair(before, after, stored_tensors(before), stored_tensors(after))
-        _check_match(pair, original, unlearned)
+        opened = [GgufFile(path, outline=True) for path in (before, after)]
+        pair = Pair(before, after, *(stored_tensors(file.path, file) for file in opened))
+        _check_match(pair, opened, original, unlearned)
         yield pair
 
 
@@ -77,8 +78,8 @@ def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
     return out
 
 
-def _check_match(pair: Pair, original: Path, unlearned: Path) -> None:
-    kinds = [GgufFile(path).text("general.architecture") for path in (pair.original, pair.unlearned)]
+def _check_match(pair: Pair, opened: Sequence[GgufFile], original: Path, unlearned: Path) -> None:
+    kinds = [file.text("general.architecture") for file in opened]
     if kinds[0] != kinds[1]:
         raise InputError(f"{original} is of architecture {kinds[0]}, {unlearned} of {kinds[1]}: one is needed")
     for name in sorted(pair.before.keys() ^ pair.after.keys()):

@@ -208,11 +208,15 @@ def _written(
             threads=options.threads,
             allow_requantize=True,
             options=quantize_options,
+            durable=False,
         )
         advance(1)
     outcomes, checks = _patch(partial, pair, planned, file_type, options, progress, hessians)
-    with progress.task(f"{file_type}: read back", len(checks)) as advance:
-        read_back(stored_tensors(partial), checks, destination, advance)
+    with (
+        ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
+        progress.task(f"{file_type}: read back", len(checks)) as advance,
+    ):
+        read_back(stored_tensors(partial), checks, destination, advance, pool.map)
     return {
         "type": file_type,
         "totals": totals(outcomes),

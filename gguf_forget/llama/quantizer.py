@@ -118,6 +118,7 @@ def quantize(
     threads: int = 0,
     allow_requantize: bool = False,
     options: QuantizeOptions = DEFAULT,
+    durable: bool = True,
 ) -> None:
     """Write ``source`` as ``file_type`` to ``destination``, which appears whole or not at all.
 
@@ -127,6 +128,7 @@ def quantize(
         threads: CPU threads; 0 takes all.
         allow_requantize: also convert tensors that are quantized already (their rounding is kept, and a
             second one added).
+        durable: wait until the disk has it; False for who goes on to write into the file and waits then.
 
     Raises:
         InputError: unknown file type; ``source`` missing, cut short or no GGUF; ``destination`` is the
@@ -140,7 +142,7 @@ def quantize(
         raise InputError(f"threads is {threads}, needed: 0 (all) or more")
     tensors = _dry_run(source, file_type, options)
     _check_space(source, destination, tensors)
-    with _beside(destination) as partial:
+    with _beside(destination, durable=durable) as partial:
         code, log = _run(
             source,
             partial,
@@ -282,14 +284,15 @@ def _run(
 
 
 @contextlib.contextmanager
-def _beside(destination: Path) -> Iterator[Path]:
+def _beside(destination: Path, *, durable: bool) -> Iterator[Path]:
     """A temporary name in the destination's directory; renamed to it on success, removed on failure."""
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
         yield partial
         try:
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+            if durable:
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(partial, destination)
         except OSError as error:
             raise LlamaError(

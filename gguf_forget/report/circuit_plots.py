@@ -9,39 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from gguf_forget.report.pictures import CHOSEN, FORMATS, GUIDE, OTHER, STYLE, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
-DOTS_PER_INCH = 150
-CHOSEN, OTHER, GUIDE = "#b2182b", "#4d4d4d", "#999999"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "gguf_forget",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same shapes everywhere
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    paths = []
-    for kind, canvas in zip(FORMATS, (FigureCanvasAgg, FigureCanvasSVG), strict=True):
-        path = folder / f"{name}.{kind}"
-        canvas(figure)
-        metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(path, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-        paths.append(path)
+    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
+    for path in paths:
+        save_picture(figure, path)
     return paths
 
 

@@ -15,8 +15,10 @@ interval of shifts, and the best shift of one weight is the nearest level inside
 A diagonal H (all that an imatrix holds) ties no weight to another: the best code of each is then its nearest one,
 whatever the diagonal. That is what is done without H.
 
-Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`. In the sweep arrays lie [columns, rows], so that
-the column being decided is contiguous.
+Rows are independent given H. Where each row may move a few columns of its own, the problem of that row is one of
+those columns alone (:mod:`.rows_alone`); all other rows share one order of columns and one factor.
+
+Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`.
 """
 
 from __future__ import annotations
@@ -28,15 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
-from gguf_forget.grids.layout import Codes, Floats, Levels
-from gguf_forget.grids.nearest import nearest_level
+from gguf_forget.grids.layout import Codes, Levels
 from gguf_forget.rounding.edits import Edits, Mask, find_edits
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
+from gguf_forget.rounding.rows_alone import own_places, rows_alone
+from gguf_forget.rounding.sweep import Doubles, Sweep, to_whole_shifts
 
-Doubles = npt.NDArray[np.float64]
-
-COLUMNS_PER_UPDATE = 128  # lazy updates: later columns hear of the errors once per this many columns,
-COLUMNS_PER_SMALL_UPDATE = 16  # and those inside the same 128 once per this many
 WEIGHTS_PER_SWEEP = 1 << 20  # rows are independent given H; this bounds the float64 work space
 
 
@@ -127,16 +126,8 @@ def _nearest_shifts(levels: Levels, change: npt.NDArray[Any], edits: Edits, free
         can_move &= free.ravel()[edits.index]
     _force(least, most, edits)
     shift = change.ravel()[edits.index] / np.where(edits.direction != 0, edits.scale, 1.0)
-    _to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
+    to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
     return np.where(can_move, np.clip(shift, least, most), 0).astype(np.int16)
-
-
-def _to_whole_shifts(shift: Doubles, table: Floats | None, present: Codes | None) -> None:
-    """Turn wanted changes, in units of the scale, into the shifts to the nearest levels, in place, any shape."""
-    if table is None or present is None:
-        np.rint(shift, out=shift)
-    else:
-        np.subtract(nearest_level(table[present] + shift, 0, len(table) - 1, table), present, out=shift)
 
 
 def _room(levels: Levels, codes: Codes) -> tuple[Codes, Codes]:
@@ -172,22 +163,40 @@ def _compensate(
     held = scale == 0 if free is None else ~free | (scale == 0)
     least[held] = 0
     most[held] = 0
+    edited = delta != 0
     # Rows without an edit have no error to make good.
-    active = np.flatnonzero((delta != 0).any(axis=1))
-    columns = feedback.columns
+    active = edited.any(axis=1)
     usable_scale = np.where(scale != 0, scale, 1)
+    if free is not None:
+        alone = active & rows_alone(edited | free, len(feedback.columns))
+        active &= ~alone
+        for part in own_places(edited, free, np.flatnonzero(alone)):
+            present = None
+            if levels.table is not None:
+                present = part.gather(levels.codes, levels.lowest).astype(np.int16) - levels.lowest
+            sweep = Sweep(
+                part.gather(change, 0),
+                part.gather(usable_scale, 1),
+                part.gather(least, 0),
+                part.gather(most, 0),
+                present,
+                levels.table,
+            )
+            part.scatter(sweep.run_alone(part.factors(feedback)), shift)
+    rows = np.flatnonzero(active)
+    columns = feedback.columns
     at_once = max(1, WEIGHTS_PER_SWEEP // len(columns))
-    for start in range(0, active.size, at_once):
-        part = _crossing(active[start : start + at_once], columns)
-        sweep = _Sweep(
-            _columns_first(change[part]),
-            _columns_first(usable_scale[part]),
-            _columns_first(least[part]),
-            _columns_first(most[part]),
-            None if levels.table is None else np.ascontiguousarray(levels.codes[part].T - levels.lowest),
+    for start in range(0, rows.size, at_once):
+        crossing = _crossing(rows[start : start + at_once], columns)
+        sweep = Sweep(
+            _columns_first(change[crossing]),
+            _columns_first(usable_scale[crossing]),
+            _columns_first(least[crossing]),
+            _columns_first(most[crossing]),
+            None if levels.table is None else np.ascontiguousarray(levels.codes[crossing].T - levels.lowest),
             levels.table,
         )
-        shift[part] = sweep.run(feedback.factor).T
+        shift[crossing] = sweep.run(feedback.factor).T
     return shift
 
 
@@ -209,57 +218,6 @@ def _feedback(hessian: npt.NDArray[Any], delta: npt.NDArray[Any], free: Mask | N
     active = edited.any(axis=1)  # rows without an edit have no error to make good
     can_move = None if free is None else free[active].any(axis=0)
     return feedback_for(hessian, columns_to_decide(edited.any(axis=0), can_move), damp)
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """One pass over the columns of some rows; every array [columns, rows].
-
-    wanted (V - Q0), scale, least, most: float64, scale nowhere 0. present: the original's codes less the lowest, and
-    table: the levels in units of the scale, both None on an affine grid.
-    """
-
-    wanted: Doubles
-    scale: Doubles
-    least: Doubles
-    most: Doubles
-    present: Codes | None
-    table: Floats | None
-
-    def run(self, factor: Doubles) -> Doubles:
-        """The shifts, whole numbers as float64 [columns, rows]; ``factor`` is that of ``feedback_factor``."""
-        count = len(self.wanted)
-        wanted = self.wanted.copy()  # plus what earlier columns pass on
-        errors = np.empty_like(wanted)  # asked minus given, in weight units
-        shift = np.empty_like(wanted)
-        for start in range(0, count, COLUMNS_PER_UPDATE):
-            end = min(start + COLUMNS_PER_UPDATE, count)
-            for small in range(start, end, COLUMNS_PER_SMALL_UPDATE):
-                small_end = min(small + COLUMNS_PER_SMALL_UPDATE, end)
-                for column in range(small, small_end):
-                    if column > small:
-                        wanted[column] += factor[small:column, column] @ errors[small:column]
-                    self._decide(column, wanted[column], shift[column], errors[column])
-                if small_end < end:
-                    wanted[small_end:end] += factor[small:small_end, small_end:end].T @ errors[small:small_end]
-            if end < count:
-                wanted[end:] += factor[start:end, end:].T @ errors[start:end]
-        return shift
-
-    def _decide(self, column: int, wanted: Doubles, shift: Doubles, error: Doubles) -> None:
-        """The nearest level to ``wanted`` inside the interval, into ``shift``; what it leaves undone into ``error``."""
-        scale = self.scale[column]
-        np.divide(wanted, scale, out=shift)
-        present = None if self.present is None else self.present[column]
-        _to_whole_shifts(shift, self.table, present)
-        np.maximum(shift, self.least[column], out=shift)
-        np.minimum(shift, self.most[column], out=shift)
-        if self.table is None or present is None:
-            np.multiply(shift, scale, out=error)
-        else:
-            there = self.table[present + shift.astype(np.int16)].astype(np.float64)
-            np.multiply(there - self.table[present], scale, out=error)
-        np.subtract(self.wanted[column], error, out=error)
 
 
 def _check(

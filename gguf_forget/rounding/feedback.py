@@ -9,20 +9,42 @@ needs no inverse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
 
+TILE = 256  # a square of it stays in a processor's cache
+
 
 @dataclass(frozen=True)
 class Feedback:
-    """Which columns of a tensor are decided, in this order, and F over them: made once, used for any of its rows."""
+    """H of a tensor, and which of its columns are decided in this order where rows are decided together.
 
+    Made once, used for any of the tensor's rows, by several threads at a time. hessian: float [columns, columns] of
+    the whole tensor. diagonal: float64, its diagonal after damping.
+    """
+
+    hessian: npt.NDArray[np.floating]
+    diagonal: npt.NDArray[np.float64]
     columns: npt.NDArray[np.intp]
-    factor: npt.NDArray[np.float64]
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def factor(self) -> npt.NDArray[np.float64]:
+        """F over ``columns``, made when first asked for: rows with columns of their own do without."""
+        with self._one_at_a_time:
+            return self._factor
+
+    @cached_property
+    def _factor(self) -> npt.NDArray[np.float64]:
+        matrix = self.hessian[np.ix_(self.columns, self.columns)].astype(np.float64)
+        np.fill_diagonal(matrix, self.diagonal[self.columns])
+        return feedback_factor(matrix)
 
 
 def columns_to_decide(edited: npt.NDArray[np.bool_], free: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.intp]:
@@ -47,7 +69,10 @@ def feedback_for(
     """
     if not (np.isfinite(damp) and damp >= 0):
         raise InputError(f"damp is {damp}, a finite number of at least 0 is needed")
-    if broken := int(hessian.size - np.isfinite(hessian).sum()):
+    # A sum is finite only if all its terms are, and much faster than looking at each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = hessian.sum()
+    if not np.isfinite(total) and (broken := int(hessian.size - np.isfinite(hessian).sum())):
         raise InputError(
             f"hessian holds {broken} values that are not finite, all must be finite",
             hint="look for overflow in the run or file that these numbers come from",
@@ -55,26 +80,35 @@ def feedback_for(
     diagonal = np.diagonal(hessian)
     if negative := int((diagonal < 0).sum()):
         raise InputError(f"hessian has {negative} negative diagonal values, 0 are allowed")
-    skew = float(np.abs(hessian - hessian.T).max(initial=0))
+    skew = _skew(hessian)
     if skew > 1e-3 * float(diagonal.max(initial=0)):
         raise InputError(f"hessian differs from its transpose by {skew:g}, a symmetric matrix is needed")
     if not columns.size or not diagonal.any():
         return None
-    return Feedback(columns, feedback_factor(damped(hessian, columns, damp)))
+    return Feedback(hessian, _damped_diagonal(diagonal, damp), columns)
 
 
-def damped(hessian: npt.NDArray[np.floating], columns: npt.NDArray[np.intp], damp: float) -> npt.NDArray[np.float64]:
-    """``hessian[columns, columns]`` in float64, made safely positive definite.
+def _skew(matrix: npt.NDArray[np.floating]) -> float:
+    """The largest difference between a square matrix and its transpose, a tile at a time."""
+    largest = 0.0
+    for top in range(0, len(matrix), TILE):
+        for left in range(0, top + 1, TILE):
+            tile = matrix[top : top + TILE, left : left + TILE]
+            other = matrix[left : left + TILE, top : top + TILE]
+            largest = max(largest, float(np.abs(tile - other.T).max(initial=0)))
+    return largest
 
-    Adds ``damp`` times the mean diagonal (over the live columns of the whole matrix) to the diagonal. A dead
-    column (diagonal 0: its input never fired) is tied to no other and gets the mean diagonal itself.
+
+def _damped_diagonal(diagonal: npt.NDArray[np.floating], damp: float) -> npt.NDArray[np.float64]:
+    """The diagonal that makes H safely positive definite.
+
+    Adds ``damp`` times the mean (over the live columns). A dead column (0: its input never fired) is tied to no other
+    and gets the mean itself.
     """
-    diagonal = np.diagonal(hessian).astype(np.float64)
-    mean = float(diagonal[diagonal > 0].mean())
-    matrix = hessian[np.ix_(columns, columns)].astype(np.float64)
-    chosen = diagonal[columns]
-    np.fill_diagonal(matrix, np.where(chosen > 0, chosen, mean) + damp * mean)
-    return matrix
+    wide = diagonal.astype(np.float64)
+    mean = float(wide[wide > 0].mean())
+    live: npt.NDArray[np.float64] = np.where(wide > 0, wide, mean)
+    return live + damp * mean
 
 
 def feedback_factor(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -82,13 +116,19 @@ def feedback_factor(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     Raises InputError where ``matrix`` is not positive definite.
     """
+    # Cholesky of the matrix read backwards, read backwards again, is the upper factor R with R·Rᵀ = H.
+    upper = cholesky(matrix[::-1, ::-1])[::-1, ::-1]
+    return upper / np.diagonal(upper)
+
+
+def cholesky(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The lower factor of a matrix or a stack of them; InputError where one is not positive definite."""
     try:
-        # Cholesky of the matrix read backwards, read backwards again, is the upper factor R with R·Rᵀ = H.
-        upper = np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]
+        lower = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError as error:
         raise InputError(
-            f"the Hessian of {len(matrix)} columns is not positive definite after damping",
+            f"the Hessian of {matrices.shape[-1]} columns is not positive definite after damping",
             cause=str(error),
             hint="raise damp, or collect calibration inputs in float32 or wider",
         ) from error
-    return upper / np.diagonal(upper)
+    return np.asarray(lower, dtype=np.float64)

@@ -40,3 +40,10 @@ class StepHistogram:
             return None
         place = int(np.searchsorted(np.cumsum(self.counts), share * total))
         return float(2.0 ** (LOWEST + (place + 0.5) / BINS_PER_OCTAVE))
+
+    def filled(self) -> dict[float, int]:
+        """The bins that hold something: lower edge, in steps, to count."""
+        return {
+            float(2.0 ** (LOWEST + place / BINS_PER_OCTAVE)): int(self.counts[place])
+            for place in np.flatnonzero(self.counts)
+        }

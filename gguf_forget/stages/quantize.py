@@ -24,6 +24,7 @@ from gguf_forget.export.quantize import (
     export_types,
     plan_export,
 )
+from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.run_directory import sha256_file
 
@@ -31,7 +32,8 @@ from gguf_forget.run_directory import sha256_file
 @dataclass(frozen=True)
 class QuantizeJob:
     """calibration: files of facts (``.jsonl``) or text; none rounds every weight by itself. provenance: whether a file
-    that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used.
+    that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used. twin: F16 or BF16
+    also writes a twin of every file (:mod:`gguf_forget.export.twin`).
     """
 
     original: Path
@@ -42,6 +44,11 @@ class QuantizeJob:
     calibration: Sequence[Path] = field(default=())
     provenance: bool = True
     llama_cpp: Path | None = None
+    twin: str | None = None
+
+    def twins(self) -> dict[str, Path]:
+        """File type to the twin of its file; nothing where none is asked for."""
+        return {} if self.twin is None else {kind: twin_path(file, self.twin) for kind, file in self.files.items()}
 
 
 def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> dict[str, Any]:
@@ -54,12 +61,15 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             "--outside-mask compensate without calibration data: nothing says which weights could make good an error",
             hint="give --calibration FILE (text, or facts as JSONL), or leave --outside-mask at frozen",
         )
+    if job.twin is not None and (job.options.split_bytes or job.options.keep_split):
+        raise InputError("a twin of a split file cannot be made", hint="leave out --twin, or write one file")
     folder = next(iter(job.files.values())).parent
     # A directory for several files is made, but only once everything has been checked.
     work = folder.parent if folder == job.out and not folder.exists() else folder
     if not work.is_dir():
         raise InputError(f"no such directory: {work}", hint="create it first")
-    check_destinations([job.original, job.unlearned], job.files)
+    for destinations in (job.files, job.twins()):
+        check_destinations([job.original, job.unlearned], destinations)
     with ExitStack() as stack:
         pair = stack.enter_context(opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp))
         planned = plan_export(pair, list(job.files), job.options)
@@ -74,7 +84,8 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
             return document
         split = bool(job.options.split_bytes or job.options.keep_split)
-        check_space(planned, work, split=split, besides=disk)
+        halves = sum(2 * tensor.rows * tensor.columns for tensor in pair.before.values())
+        check_space(planned, work, split=split, besides=disk + len(job.twins()) * halves)
         folder.mkdir(exist_ok=True)
         hessians: Hessians = lambda name: None  # noqa: E731
         if columns:
@@ -85,6 +96,8 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             hessians = moments
         options = replace(job.options, metadata=_provenance(job, document, progress) if job.provenance else {})
         document["files"] = export_types(pair, planned, job.files, options, progress, hessians)
+        for file, (kind, path) in zip(document["files"], job.twins().items(), strict=False):
+            file["twin"] = export_twin(pair, planned.edited, job.files[kind], path, str(job.twin), options, progress)
     return document
 
 

@@ -8,17 +8,15 @@ JSON, on stdin and stdout; whatever else a library prints goes to stderr.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 from attribution_benchmark.work import SHAPES, Prompts, Shape, prompts
+from benchmark_support.memory import peak, reset_peak, status
 
 
 @dataclass(frozen=True)
@@ -56,33 +54,6 @@ class Loaded:
     metric: Callable[[list[Prompts]], list[float]]
 
 
-def _status(field: str) -> int | None:
-    """A field of /proc/self/status (Linux), in bytes; None elsewhere."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _reset_peak() -> None:
-    """Let the peak start anew from what is resident now; only Linux can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Largest resident size since the reset, in bytes.
-
-    Not ``ru_maxrss`` where it can be helped: that never falls again after loading, and on Linux a child
-    starts with its parent's.
-    """
-    peak = _status("VmHWM")
-    if peak is None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak
-
-
 def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "transformer-lens"):
@@ -105,17 +76,17 @@ def serve(load: Callable[[Shape], Loaded]) -> None:
     shape = SHAPES[sys.argv[1]]
     torch.set_num_threads(int(sys.argv[2]))
     side = load(shape)
-    _reset_peak()
-    resident = _status("VmRSS") or _peak()
+    reset_peak()
+    resident = status("VmRSS") or peak()
     answer({"resident": resident, "metric": side.metric(prompts(shape, 2)), "versions": _versions()})
     for line in sys.stdin:
         request = Request(**json.loads(line))
         pairs = prompts(shape, request.pairs)
-        _reset_peak()
+        reset_peak()
         start, start_busy = time.perf_counter(), time.process_time()
         edges = side.score(pairs, request)
         seconds, busy = time.perf_counter() - start, time.process_time() - start_busy
-        peak = _peak()
+        largest = peak()
         if request.keep is not None:
             np.savez(request.keep, **asdict(edges))
-        answer({"seconds": seconds, "processor_seconds": busy, "peak": peak})
+        answer({"seconds": seconds, "processor_seconds": busy, "peak": largest})

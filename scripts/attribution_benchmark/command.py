@@ -17,6 +17,7 @@ import numpy as np
 from attribution_benchmark.process import SCRIPTS, Child, Failure
 from attribution_benchmark.tables import comparison_table, growth_table
 from attribution_benchmark.work import SHAPES
+from benchmark_support.arguments import positive
 
 ROOT = SCRIPTS.parent
 FULL, TINY = ("gpt2-small", "smollm2-135m"), ("gpt2-tiny", "smollm2-tiny")
@@ -163,12 +164,6 @@ def measure_model(plan: Plan, shape: str) -> tuple[dict, list[dict]]:
     finally:
         for child in children.values():
             child.close()
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def arguments(argv: list[str] | None, documentation: str) -> argparse.Namespace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_support.arguments import processors
 
 from gguf_forget.demo.prepare import embedded_model
 from gguf_forget.errors import GgufForgetError
@@ -31,15 +31,11 @@ def _arguments(description: str | None, given: Sequence[str] | None) -> argparse
     parser.add_argument("--model", type=Path, help="a GGUF to quantize  [default: the demo's]")
     parser.add_argument("--types", default="Q8_0,Q4_K_M", help="file types, by comma  [default: %(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="of every side  [default: %(default)s]")
-    parser.add_argument("--threads", type=int, default=_processors(), help="[default: all, %(default)s]")
+    parser.add_argument("--threads", type=int, default=processors(), help="[default: all, %(default)s]")
     parser.add_argument("--questions", type=int, default=644, help="about capitals  [default: %(default)s]")
     parser.add_argument("--choice-questions", type=int, default=1273, help="WMDP-shaped  [default: %(default)s]")
     parser.add_argument("--compared", type=int, default=60, help="questions compared in F32  [default: %(default)s]")
     return parser.parse_args(given)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.checkpoint.quick_reader import QuickReader, quick_gguf
+from gguf_forget.checkpoint.quick_reader import OutlineReader, QuickReader, quick_gguf
 from gguf_forget.errors import InputError
 
 
@@ -49,11 +49,25 @@ def test_every_kind_of_field(tmp_path: Path, endianess: gguf.GGUFEndian) -> None
     assert QuickReader(path).fields["words"].contents() == ["", "Zürich", "a" * 1000, "\0"]
 
 
+@pytest.mark.parametrize("endianess", list(gguf.GGUFEndian))
+def test_an_outline_leaves_out_arrays_and_nothing_else(tmp_path: Path, endianess: gguf.GGUFEndian) -> None:
+    path = write(tmp_path / "fields.gguf", endianess)
+    outline, whole = OutlineReader(path), QuickReader(path)
+    assert list(outline.fields) == list(whole.fields)
+    for name in ("words", "numbers", "fractions", "truths"):
+        assert outline.fields[name].data == []
+    for name in ("single", "double", "general.architecture"):
+        assert outline.fields[name].contents() == whole.fields[name].contents()
+    assert (outline.data_offset, outline.alignment) == (whole.data_offset, whole.alignment)
+    np.testing.assert_array_equal(outline.tensors[0].data, whole.tensors[0].data)
+
+
 def test_a_whole_model(tiny_gguf: Path) -> None:
     same_fields(QuickReader(tiny_gguf), GGUFReader(tiny_gguf))
 
 
-def test_an_array_that_goes_past_the_end_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outline", [False, True])
+def test_an_array_that_goes_past_the_end_is_refused(tmp_path: Path, outline: bool) -> None:
     """Cut at every byte of the arrays, and with counts and lengths that no file could hold."""
     raw = write(tmp_path / "whole.gguf").read_bytes()
     end = raw.index(b"single")
@@ -61,12 +75,12 @@ def test_an_array_that_goes_past_the_end_is_refused(tmp_path: Path) -> None:
     for size in range(24, end, 7):
         cut.write_bytes(raw[:size])
         with pytest.raises(InputError, match=r"cut\.gguf is not a readable GGUF"):
-            _ = GgufFile(cut).reader
+            _ = GgufFile(cut, outline).reader
     for key, at in ((b"words", 4), (b"numbers", 4), (b"words", 12)):
         place = raw.index(key) + len(key) + 4 + at
         cut.write_bytes(raw[:place] + b"\xff\xff\xff\xff\xff\xff\xff\x7f" + raw[place + 8 :])
         with pytest.raises(InputError, match=r"cut\.gguf is not a readable GGUF"):
-            _ = GgufFile(cut).reader
+            _ = GgufFile(cut, outline).reader
 
 
 def test_gguf_is_as_it_was_afterwards() -> None:

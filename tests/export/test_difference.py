@@ -70,6 +70,14 @@ def test_updates_are_measured_in_steps_of_the_grid_that_would_ship(base: Path, t
     (tensor,) = difference(base, after, file_type="Q4_K_S").tensors
     assert (tensor.grid, tensor.moved) == (kind.type, np.count_nonzero(steps[::3]))
     assert tensor.step_to_update == pytest.approx(100, rel=0.1)
+    assert tensor.updates is not None
+    assert sum(tensor.updates.values()) == tensor.moved
+    assert all(0.009 < edge < 0.011 for edge in tensor.updates)
+    picture = tmp_path / "updates.png"
+    arguments = ["diff", str(base), str(after), "--type", "q4_k_s", "--plot", str(picture), "-q"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert CliRunner().invoke(main, [*arguments[:-2], "updates.pdf", "-q"]).exit_code == 2
     (tensor,) = difference(base, after).tensors
     assert (tensor.grid, tensor.step_to_update) == (None, None)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exported import DOWN, FILE_TYPES, NORM, UP, edited, random_importance, run
 from libggml_oracle import dequantize
 from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 
@@ -17,44 +18,15 @@ from gguf_forget.export.inputs import opened_pair
 from gguf_forget.export.patch import RoundingOptions
 from gguf_forget.export.quantize import (
     ExportOptions,
-    Hessians,
     check_destinations,
     check_space,
-    export_type,
     plan_export,
 )
 from gguf_forget.grids import CODECS, codec_for
-from gguf_forget.llama.options import Importance, QuantizeOptions
+from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.rounding import round_edit
-
-UP, DOWN, NORM = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight", "output_norm.weight"
-FILE_TYPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
-
-
-def edited(weights: dict[str, np.ndarray], seed: int = 1, size: float = 0.02) -> dict[str, np.ndarray]:
-    """3 % of two matrices and one norm are edited."""
-    generator = np.random.default_rng(seed)
-    result = dict(weights)
-    for name in (UP, DOWN, NORM):
-        change = size * generator.standard_normal(weights[name].shape) * (generator.random(weights[name].shape) < 0.03)
-        result[name] = (weights[name] + change).astype(np.float32)
-    return result
-
-
-def run(
-    original: Path,
-    unlearned: Path,
-    out: Path,
-    file_type: str,
-    options: ExportOptions | None = None,
-    hessians: Hessians = lambda name: None,
-) -> dict:
-    options = options or ExportOptions(threads=2)
-    with opened_pair(original, unlearned, out.parent, Progress()) as pair:
-        planned = plan_export(pair, [file_type], options)
-        return export_type(pair, planned, file_type, out, options, Progress(), hessians)
 
 
 def check_edits(
@@ -114,19 +86,14 @@ def test_without_an_edit_the_file_is_llama_cpps(tmp_path: Path, file_type: str) 
     assert document["totals"]["edited"] == 0
 
 
-@pytest.mark.parametrize("file_type", ["Q4_K_M", "Q2_K", "IQ4_XS"])
-def test_with_an_importance_matrix_as_well(tmp_path: Path, file_type: str) -> None:
-    weights = shape_weights("llama")
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_an_importance_matrix_as_well(tmp_path: Path, architecture: str, file_type: str) -> None:
+    weights = shape_weights(architecture)
     changed = edited(weights)
-    generator = np.random.default_rng(3)
-    values = {
-        name: generator.exponential(size=array.shape[1]).astype(np.float32)
-        for name, array in weights.items()
-        if array.ndim == 2
-    }
-    options = ExportOptions(QuantizeOptions(Importance(tmp_path / "imatrix", values)), threads=2)
-    original = write_shape(tmp_path / "original.gguf", "llama", weights)
-    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", changed)
+    options = ExportOptions(QuantizeOptions(random_importance(weights)), threads=2)
+    original = write_shape(tmp_path / "original.gguf", architecture, weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", architecture, changed)
     quantize(original, tmp_path / "stock.gguf", file_type, threads=1, options=options.quantize)
     document = run(original, unlearned, tmp_path / "out.gguf", file_type, options)
     delta = {name: changed[name] - weights[name] for name in (UP, DOWN, NORM)}
@@ -247,14 +214,14 @@ def test_a_file_that_reads_back_otherwise_is_never_published(tmp_path: Path, mon
     unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", edited(weights))
     out = tmp_path / "out.gguf"
     out.write_bytes(b"an older file")
-    genuine = patch._write_rows
+    genuine = patch.write_rows
 
     def one_bit_wrong(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
         content = content.copy()
         content[0, 40] ^= 1 if tensor.name == UP else 0
         genuine(descriptor, tensor, rows, content)
 
-    monkeypatch.setattr(patch, "_write_rows", one_bit_wrong)
+    monkeypatch.setattr(patch, "write_rows", one_bit_wrong)
     with pytest.raises(EvaluationError, match=r"out\.gguf: blk\.0\.ffn_up\.weight \(Q4_K\), rows \d+ to"):
         run(original, unlearned, out, "Q4_K_M")
     assert out.read_bytes() == b"an older file"
