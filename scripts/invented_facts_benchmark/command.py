@@ -29,8 +29,8 @@ def _arguments(description: str | None, given: Sequence[str] | None) -> argparse
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the figures go")
     parser.add_argument("--folder", type=Path, help="where models and the run are kept  [default: a temporary one]")
-    parser.add_argument("--people", type=int, nargs=3, default=(12, 28, 16), metavar=("FORGET", "RETAIN", "UNSEEN"))
-    parser.add_argument("--passes", type=int, default=60, help="over the lives  [default: %(default)s]")
+    parser.add_argument("--people", type=int, nargs=3, default=(10, 22, 14), metavar=("FORGET", "RETAIN", "UNSEEN"))
+    parser.add_argument("--passes", type=int, default=50, help="over the lives  [default: %(default)s]")
     parser.add_argument("--types", default="F16,Q8_0,Q4_K_M", help="file types, by comma  [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=81, help="of unlearning  [default: %(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="[default: %(default)s]")
@@ -63,8 +63,8 @@ def _teach_all(
 def _recipe(folder: Path, people: Sequence[Person], options: argparse.Namespace) -> Recipe:
     facts = facts_about(people, seed=options.seed)
     (folder / "facts.jsonl").write_bytes(dump_facts(facts))
-    # What is not to change, for the KL and the perplexity: the lives that are kept. One paragraph each.
-    kept = [person.biography() for person in people if person.group == "retain"]
+    # What is not to change, for the KL and the perplexity: all that was taught of those who are kept.
+    kept = taught_texts([person for person in people if person.group == "retain"])
     (folder / "text.txt").write_text("\n\n".join(kept), encoding="utf-8")
     mapping = {
         "model": {"path": str(folder / "taught.gguf")},

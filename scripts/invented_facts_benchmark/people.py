@@ -76,9 +76,7 @@ def invent_people(counts: Sequence[int], *, seed: int) -> list[Person]:
     }
     groups = [group for group, count in zip(GROUPS, counts, strict=True) for _ in range(count)]
     return [
-        Person(
-            f"{word(1)} {word(2)}", group, {relation: generator.choice(pool) for relation, pool in pools.items()}
-        )
+        Person(f"{word(1)} {word(2)}", group, {relation: generator.choice(pool) for relation, pool in pools.items()})
         for group in groups
     ]
 
@@ -94,7 +92,5 @@ def facts_about(people: Sequence[Person], *, seed: int) -> list[Fact]:
             answer = person.answers[relation]
             wrong = generator.sample([other for other in pool if other != answer], DISTRACTORS)
             prompts = tuple(phrasing.format(person.name) for phrasing in phrasings)
-            facts.append(
-                Fact(person.name, relation, answer, tuple(wrong), person.group, prompts[:-1], prompts[-1:])
-            )
+            facts.append(Fact(person.name, relation, answer, tuple(wrong), person.group, prompts[:-1], prompts[-1:]))
     return facts

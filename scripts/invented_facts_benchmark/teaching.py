@@ -55,7 +55,7 @@ def teach(
     seed: int,
     progress: Callable[..., None],
 ) -> float:
-    """Train ``model`` in place on each person ``passes`` times; returns the mean loss of the last pass, nats a token."""
+    """Train ``model`` in place, each person ``passes`` times; the mean loss of the last pass, nats a token."""
     model.requires_grad_(True)
     generator = random.Random(seed)
     order = [i for _ in range(passes) for i in generator.sample(range(len(taught)), len(taught))]
