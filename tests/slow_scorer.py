@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
 from single_sequence import SingleSequence
 
 from gguf_forget.checkpoint.load import load_torch

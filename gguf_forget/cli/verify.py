@@ -36,6 +36,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--text", type=_FILE, help="Plain text for perplexity and divergence  [default: a built-in text]")
 @click.option("--threads", type=click.IntRange(0), help="Threads of llama.cpp, 0 for one a core.")
 @click.option("--gpu-layers", type=int, default=0, help="Layers given to GPUs; -1: all  [default: 0]")
+@click.option("--tensor-split", multiple=True, type=float, help="One GPU's share of them. Once for each GPU.")
 @click.option(
     "--exact",
     is_flag=True,
@@ -148,7 +149,7 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
     if given["threads"] is not None:
         settings = replace(settings, options=replace(settings.options, threads=given["threads"]))
     text = given["text"] if given["text"] is not None else settings.text
-    how = {name: given[name] for name in ("attacks", "gpu_layers", "exact")}
+    how = {name: given[name] for name in ("attacks", "gpu_layers", "tensor_split", "exact")}
     return replace(settings, text=text, **how), forget
 
 

@@ -46,6 +46,7 @@ class Settings:
         attacks: "none", "quick" or "full".
         text: a plain text file for perplexity and divergence; None: the built-in text.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one.
+        tensor_split: each GPU's share of them; empty: llama.cpp decides.
         exact: ask one sequence at a time, see :class:`~gguf_forget.llama.scorer.Scorer`.
         isolated: run llama.cpp in a child process, so that a file on which it aborts is one that could not be
             evaluated, and not the end of the run.
@@ -57,6 +58,7 @@ class Settings:
     attacks: str = "none"
     text: Path | None = None
     gpu_layers: int = 0
+    tensor_split: tuple[float, ...] = ()
     exact: bool = False
     isolated: bool = True
 
@@ -162,6 +164,7 @@ def _open(path: Path, settings: Settings) -> IsolatedScorer | Scorer:
         path,
         threads=settings.options.threads or None,
         gpu_layers=settings.gpu_layers,
+        tensor_split=settings.tensor_split,
         one_at_a_time=settings.exact,
     )
 
