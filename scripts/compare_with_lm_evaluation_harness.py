@@ -14,11 +14,12 @@ directory (which llama.cpp's converter turns into the GGUF).
 
 The harness' accuracy `acc` takes the option with the highest sum of log-probabilities, `acc_norm` that with the highest
 sum a character; both are computed here by the same definitions. (Our own length-normalised accuracy divides by tokens
-and is another figure.) For every item the JSON has the largest difference of an option in nats and both picks. Two
-picks that differ are explained by the margin between the two options, which must then be as small as the difference.
+and is another figure.) For every item the JSON has
+each option's scores, their largest difference in nats, both picks and the margin between them. Float32 arithmetic in
+another order explains 0.001 nats: an item whose scores agree to that is a tie where the picks differ, and one whose
+scores do not is counted as not agreeing.
 
-Exit codes: 0 every pick is the same, or differs by no more than rounding explains; 1 a pick differs otherwise; 2 a
-wrong argument or an unusable harness.
+Exit codes: 0 the scores of every item agree; 1 some do not; 2 a wrong argument or an unusable harness.
 """
 
 from __future__ import annotations
