@@ -108,7 +108,7 @@ def _measure(folder: Path, options: argparse.Namespace, progress: Progress) -> d
     }
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     columns = (
         ("accuracy forget", "forget_accuracy", ".3f"),
         ("accuracy retain", "retain_accuracy", ".3f"),
@@ -139,6 +139,6 @@ def main(description: str | None, given: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     options.json.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    print(_table(document["rows"]))
+    print(table(document["rows"]))
     print(f"{document['seconds']:.0f} s")
     return 0

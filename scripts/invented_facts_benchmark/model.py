@@ -34,14 +34,14 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def new_model(tokenizer: Tokenizer, *, seed: int) -> Any:
+def new_model(tokenizer: Tokenizer, *, seed: int, layers: int = LAYERS) -> Any:
     """Random float32 weights; the output layer is the embedding."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=HIDDEN,
         intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         max_position_embeddings=CONTEXT,
@@ -60,7 +60,7 @@ def write_gguf(model: Any, tokenizer: Tokenizer, path: Path) -> Path:
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Invented lives")
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(model.config.num_hidden_layers)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(FEED_FORWARD)

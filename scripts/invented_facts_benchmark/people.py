@@ -90,7 +90,8 @@ def facts_about(people: Sequence[Person], *, seed: int) -> list[Fact]:
         pool = sorted({person.answers[relation] for person in people})
         for person in known:
             answer = person.answers[relation]
-            wrong = generator.sample([other for other in pool if other != answer], DISTRACTORS)
+            others = [other for other in pool if other != answer]
+            wrong = generator.sample(others, min(DISTRACTORS, len(others)))
             prompts = tuple(phrasing.format(person.name) for phrasing in phrasings)
             facts.append(Fact(person.name, relation, answer, tuple(wrong), person.group, prompts[:-1], prompts[-1:]))
     return facts
