@@ -1,12 +1,13 @@
 """Log-probabilities and text from a GGUF, computed by llama.cpp in this process.
 
-The same calls give the same bits, whatever was asked before. A score may still depend on what shares the key-value
-cache with it: attention adds up over the cells in their order, and a sequence that shares the cache lies in other
-cells than one alone, so its sums are rounded otherwise, in the last bit. (Matrix products give each row the same bits
-whatever the batch holds, repacked weights or not.) With float weights that last bit stays below 1e-4 nats. A quantized
-file's activations are rounded to 8 bits before every product, so that now and then a last bit becomes a whole step:
-single, improbable tokens of SmolLM2-135M in Q8_0 moved by up to 0.7 nats. It is noise of the computation, which
-averages out over questions; ``one_at_a_time`` avoids it where the last digit of one question matters.
+The same calls give the same bits, whatever was asked before. But a score depends, in the last bit of its sums, on what
+shares its batch. Attention adds up over the key-value cells in their order, and a sequence that shares the cache lies
+in other cells than one alone; and some block types (Q5_0, Q4_K and others, not Q8_0) have other kernels for one row,
+for several, and for rows in fours. With float weights that stays below 1e-4 nats. A quantized file's activations are
+rounded to 8 bits before every product, so a last bit now and then becomes a whole step: on SmolLM2-135M single token
+scores moved by 0.03 (Q8_0) and 0.06 nats (Q4_K_M) on average, improbable ones by up to 0.7. Switching repacked weights
+off changes other bits and leaves the effect. It is noise of the computation, and averages out over questions;
+``one_at_a_time`` avoids it where single scores are to be compared with another program's.
 
 llama.cpp ends the whole process where it meets what it did not expect; :class:`.child.IsolatedScorer` has the same
 methods and survives that.
