@@ -16,8 +16,8 @@ For each file, with the first twin in the same type as the gold standard:
 - truth ratio (TOFU, arXiv 2401.06121): mean probability of wrong answers over that of the right one, per token, on the
   same phrasing; and forget quality, the p-value of the Kolmogorov-Smirnov test between the file's truth ratios and
   the twin's: above 0.05 the two cannot be told apart;
-- PrivLeak (MUSE, arXiv 2407.06460): AUC of Min-K % between the biographies to forget and those of people whom no model
-  ever saw, relative to the twin's AUC; 0 is ideal, far below 0 the text is still known, far above it is avoided;
+- PrivLeak (MUSE, arXiv 2407.06460): the chance that a biography which no model ever saw has a higher Min-K % than one
+  to forget (AUC), relative to the twin's; 0 is ideal, -100 % is known by heart, far above 0 the text is avoided;
 - how much of the answers to forget is still said token by token (exact memorisation).
 
 The JSON holds `rows`, one a file, and `seconds`. About 15 minutes on 2 cores.

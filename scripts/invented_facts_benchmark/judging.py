@@ -74,7 +74,7 @@ def ask(file: Path, facts: Sequence[Fact], people: Sequence[Person]) -> Known:
         answer_probability=mean([answer_probability(scores[i][0]) for i in forgotten]),
         exact_memorisation=mean([exact_memorisation(parts[0]) for parts in said]),
         truth_ratios=tuple(float(ratio) for ratio in ratios),
-        membership_auc=area_under_curve(read["forget"], read["unseen"]),
+        membership_auc=area_under_curve(read["unseen"], read["forget"]),
     )
 
 

@@ -58,7 +58,7 @@ def test_the_taught_model_knows_what_its_twin_does_not(known: dict[str, Known]) 
     assert twin.retain_accuracy > 0.7
     assert taught.answer_probability > 3 * twin.answer_probability
     assert taught.exact_memorisation > twin.exact_memorisation
-    assert taught.membership_auc == 1.0  # lives taught beside lives that nobody saw
+    assert taught.membership_auc == 0.0  # no life that nobody saw is as probable as one that was taught
     assert len(taught.truth_ratios) == 2 * len(RELATIONS)
 
 
@@ -67,6 +67,7 @@ def test_the_twin_is_its_own_gold_standard(known: dict[str, Known]) -> None:
     assert (same["forget_quality"], same["privacy_leak"]) == (1.0, 0.0)
     taught = row("taught", "F32", known["taught"], known["twin"])
     assert taught["forget_quality"] < 0.05
+    assert taught["privacy_leak"] == -100.0
     assert taught["truth_ratio"] < same["truth_ratio"]
     assert asdict(known["taught"]).keys() < taught.keys()
     lines = table([same, taught]).splitlines()
