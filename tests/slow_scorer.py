@@ -1,13 +1,17 @@
-"""The slow, obvious scorer: torch, one sequence at a time, the whole vocabulary at every position."""
+"""The slow, obvious scorer: one sequence at a time, the whole vocabulary at every position.
+
+Torch computes it for float files; for quantized ones, whose activations llama.cpp rounds, llama.cpp's own Python class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from single_sequence import SingleSequence
 
 from gguf_forget.checkpoint.load import load_torch
 from gguf_forget.llama.scorer import Scorer
@@ -24,9 +28,12 @@ class SlowScorer:
     """What the probes need of a scorer. Tokens are llama.cpp's, whose agreement has tests of its own."""
 
     def __init__(self, model: Path, tokens: Scorer) -> None:
-        self.model = load_torch(model)
+        self.model = self.load(model)
         self.tokenize, self.detokenize = tokens.tokenize, tokens.detokenize
         self.end = tokens.end_of_generation
+
+    def load(self, model: Path) -> Any:
+        return load_torch(model)
 
     def rows(self, sequence: Sequence[int]) -> np.ndarray:
         """float64 log-probabilities [n, V]; row i is about what follows token i."""
@@ -74,3 +81,13 @@ class SlowScorer:
                 tokens.append(token)
             texts.append(tokens[len(prompt) :])
         return texts
+
+
+class SlowLlama(SlowScorer):
+    """The same through ``llama_cpp.Llama(logits_all=True)``."""
+
+    def load(self, model: Path) -> SingleSequence:
+        return SingleSequence(model)
+
+    def rows(self, sequence: Sequence[int]) -> np.ndarray:
+        return self.model.log_probabilities(sequence)

@@ -36,6 +36,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--text", type=_FILE, help="Plain text for perplexity and divergence  [default: a built-in text]")
 @click.option("--threads", type=click.IntRange(0), help="Threads of llama.cpp, 0 for one a core.")
 @click.option("--gpu-layers", type=int, default=0, help="Layers given to GPUs; -1: all  [default: 0]")
+@click.option("--tensor-split", multiple=True, type=float, help="One GPU's share of them. Once for each GPU.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Ask one sequence at a time: every score as a slow scorer's, on quantized files too; about 5 times slower.",
+)
 @click.option("-o", "--out", type=_FILE, help="Where report.json goes; with a recipe, its run directory.")
 @click.option("--junit", type=_FILE, help="Also write the gates as JUnit XML.")
 @click.option("--baseline", type=_FILE, help="An earlier report: fail only on what got worse.")
@@ -143,7 +149,8 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
     if given["threads"] is not None:
         settings = replace(settings, options=replace(settings.options, threads=given["threads"]))
     text = given["text"] if given["text"] is not None else settings.text
-    return replace(settings, attacks=given["attacks"], text=text, gpu_layers=given["gpu_layers"]), forget
+    how = {name: given[name] for name in ("attacks", "gpu_layers", "tensor_split", "exact")}
+    return replace(settings, text=text, **how), forget
 
 
 def _plan(files: Sequence[Path], original: Path, asked: Any, settings: Any, *, as_json: bool) -> None:

@@ -36,6 +36,7 @@ class ScorerOptions(TypedDict, total=False):
     gpu_layers: int
     tensor_split: Sequence[float]
     exact_attention: bool
+    one_at_a_time: bool
 
 
 def run_in_child(function: Callable[..., Result], *arguments: object, **keywords: object) -> Result:

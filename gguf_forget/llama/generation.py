@@ -69,7 +69,7 @@ def generate(
     for wave in plan_waves(
         prompts,
         cells=session.cells,
-        max_sequences=min(session.max_sequences, _TEXTS_AT_A_TIME),
+        max_sequences=1 if session.one_at_a_time else min(session.max_sequences, _TEXTS_AT_A_TIME),
         reserve=reserve,
         own_sequence=True,
     ):

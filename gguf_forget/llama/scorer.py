@@ -1,9 +1,13 @@
 """Log-probabilities and text from a GGUF, computed by llama.cpp in this process.
 
-The same calls give the same bits, whatever was asked before. A score may still depend on what shares its batch:
-llama.cpp picks kernels by batch size. With float weights that is about 1e-5 nats; a quantized file rounds the
-activations too, and a flipped rounding moved single, improbable tokens of SmolLM2-135M by up to half a nat (0.005 on
-average).
+The same calls give the same bits, whatever was asked before. But a score depends, in the last bit of its sums, on what
+shares its batch. Attention adds up over the key-value cells in their order, and a sequence that shares the cache lies
+in other cells than one alone; and some block types (Q5_0, Q4_K and others, not Q8_0) have other kernels for one row,
+for several, and for rows in fours. With float weights that stays below 1e-4 nats. A quantized file's activations are
+rounded to 8 bits before every product, so a last bit now and then becomes a whole step: on SmolLM2-135M single token
+scores moved by 0.03 (Q8_0) and 0.06 nats (Q4_K_M) on average, improbable ones by up to 0.7. Switching repacked weights
+off changes other bits and leaves the effect. It is noise of the computation, and averages out over questions;
+``one_at_a_time`` avoids it where single scores are to be compared with another program's.
 
 llama.cpp ends the whole process where it meets what it did not expect; :class:`.child.IsolatedScorer` has the same
 methods and survives that.
@@ -61,6 +65,8 @@ class Scorer:
         exact_attention: keep keys and values in float32 and use no flash attention, so that rounding in
             the cache, which is no part of the file, does not blur the scores. False takes llama.cpp's
             defaults (float16 cache, flash attention where it chooses it): faster on long texts.
+        one_at_a_time: give each sequence a forward pass and an empty cache of its own, as the obvious slow scorer
+            does: the same numbers as that one, on quantized files too, for about five times the time.
         progress: hears how many sequences of a call are done, and of how many: first (0, total), last (total, total).
 
     Raises:
@@ -80,6 +86,7 @@ class Scorer:
         gpu_layers: int = 0,
         tensor_split: Sequence[float] = (),
         exact_attention: bool = True,
+        one_at_a_time: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self._session = Session(
@@ -91,6 +98,7 @@ class Scorer:
             gpu_layers=gpu_layers,
             tensor_split=tensor_split,
             exact_attention=exact_attention,
+            one_at_a_time=one_at_a_time,
         )
         self._progress = progress
 

@@ -44,6 +44,7 @@ class Session:
         gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
         tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
         exact_attention: float32 cache and no flash attention, instead of llama.cpp's own defaults.
+        one_at_a_time: whether callers are to decode every sequence alone, in an empty cache.
 
     Raises:
         InputError: no such file, or a number out of range.
@@ -62,6 +63,7 @@ class Session:
         gpu_layers: int,
         tensor_split: Sequence[float],
         exact_attention: bool,
+        one_at_a_time: bool,
     ) -> None:
         self._context: Any = None
         self._model: Any = None
@@ -79,6 +81,7 @@ class Session:
                 needed = "at least 1" if limit is None else f"1 to {limit}"
                 raise InputError(f"{name} is {value}, needed: {needed}")
         self.cells = cells
+        self.one_at_a_time = one_at_a_time
         self.batch = min(batch, cells)
         self.max_sequences = min(max_sequences, self.batch)
         self._reserved = 0

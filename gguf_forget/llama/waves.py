@@ -77,13 +77,18 @@ def score(
 
 
 def _largest_first(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Wave]]:
-    """The waves of all sequences without their last tokens, each with the indices of its sequences.
+    """The waves of all sequences without their last tokens, each with the indices of its sequences; one a sequence
+    where the session takes one at a time.
 
     Largest first: the cache gets its size once, and too little memory shows at once. Every wave is planned again when
     its turn comes, so that no more than one is held.
     """
 
     def plan(some: Sequence[int]) -> Iterator[tuple[list[int], Wave]]:
+        if session.one_at_a_time and len(some) > 1:
+            for i in some:
+                yield from plan([i])
+            return
         for wave in plan_waves(
             [sequences[i][:-1] for i in some],
             cells=session.cells,

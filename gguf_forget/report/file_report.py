@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.report.attack_lines import attack_lines
 from gguf_forget.report.document import content_hash, row_of
 from gguf_forget.report.terminal import explanation, figures_table, number, print_gates
 from gguf_forget.verification.evidence import Evidence
@@ -153,7 +154,7 @@ def render_file_report(report: Mapping[str, Any], console: Console) -> None:
     print_gates([gate for gate in verdict["gates"] if gate["status"] != "passed"], console)
     passed = sum(gate["status"] == "passed" for gate in verdict["gates"])
     console.print(Text(f"✓ {passed} gates passed", style="green" if passed else "dim"))
-    for line in [*report["remarks"], *_curves(report)]:
+    for line in [*report["remarks"], *attack_lines(report)]:
         console.print(Text(f"! {line}", style="yellow"))
     console.print()
     console.print(Text(explanation(report) + " " + _EXPLANATION, style="dim"))
@@ -181,26 +182,3 @@ def _memorisation_table(report: Mapping[str, Any]) -> Table:
         cells = [number(row[key], decimals) for _, key, decimals in shown]
         table.add_row(Text(row["label"]), Text(row["file_type"]), *cells)
     return table
-
-
-def _curves(report: Mapping[str, Any]) -> list[str]:
-    """One line for each attack that is reported and not gated."""
-    lines = []
-    for file in report["evidence"]["files"]:
-        for attack in file["attacks"]:
-            figures = attack["figures"]
-            if attack["kind"] == "relearning" and figures:
-                curve, back = figures["accuracy"], figures["steps_to_half"]
-                when = "" if back is None else f" after {back} steps, {figures['examples_to_half']} examples"
-                lines.append(
-                    f"{file['label']}: relearning, {attack['name']}: accuracy {curve[0]:.3f} to {curve[-1]:.3f} in "
-                    f"{figures['steps'][-1]} steps (original {figures['original']:.3f}, n = {figures['questions']}); "
-                    f"half of the loss {'is not' if back is None else 'is'} back{when}"
-                )
-            elif attack["kind"] == "last-layer" and "relations" in figures:
-                found = "; ".join(
-                    f"{relation} " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-                    for relation, values in figures["relations"].items()
-                )
-                lines.append(f"{file['label']}: {attack['name']}, not gated: {found}")
-    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import GgufForgetError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks
@@ -18,6 +21,7 @@ from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, quantize
 from gguf_forget.progress import Progress
 from gguf_forget.verification.attacks import KINDS
+from gguf_forget.verification.attacks.control import scattered as scattered_weights
 from gguf_forget.verification.attacks.prompts import in_chat, prompt_attacks, targets
 from gguf_forget.verification.attacks.sampling import sampled_answers
 from gguf_forget.verification.evidence import Attack
@@ -72,9 +76,9 @@ def attack_file(
     found: list[Attack] = []
     with tempfile.TemporaryDirectory(prefix="gguf-forget-attack-") as folder:
         attacker = _Attacker(target, questions, full, max_new_tokens, open_scorer, Path(folder), progress)
-        for job in attacker.jobs():
-            if job.kind not in kinds:
-                continue
+        jobs = [job for job in attacker.jobs() if job.kind in kinds]
+        progress.note(f"{target.label}: {len(jobs)} attacks, about {_duration(sum(job.seconds for job in jobs))}")
+        for job in jobs:
             progress.note(f"{target.label}: attack, {job.name}, about {_duration(job.seconds)}")
             try:
                 found += job.run()
@@ -118,6 +122,7 @@ class _Attacker:
             if file_type not in (self.target.file_type, "F32", "BF16"):
                 seconds = weights / WEIGHTS_A_SECOND + once
                 yield _Job("requantize", f"quantized to {file_type}", seconds, partial(self.requantized, file_type))
+        yield _Job("control", "random edit of the same size", 3 * weights / WEIGHTS_A_SECOND + once, self.control)
         fitted = len(self.kept) if self.full else 0
         reading = 2 * weights * TOKENS * (len(self.asked) + 2 * fitted) / OPERATIONS_A_SECOND
         yield _Job("last-layer", "original's output layer", reading + 2 * weights / WEIGHTS_A_SECOND, self.last_layer)
@@ -146,6 +151,18 @@ class _Attacker:
             run_in_child(quantize, self.dequantized("file"), made, file_type)
             return self.answered("requantize", f"quantized to {file_type}", self.asked, made)
         finally:
+            made.unlink(missing_ok=True)
+
+    def control(self) -> list[Attack]:
+        scattered, made = self.work / "scattered.gguf", self.work / "control.gguf"
+        known = self.target.file_type in FILE_TYPES
+        try:
+            write_control(self.dequantized("file"), self.dequantized("original"), scattered)
+            if known:
+                run_in_child(quantize, scattered, made, self.target.file_type)
+            return self.answered("control", "random edit of the same size", self.asked, made if known else scattered)
+        finally:
+            scattered.unlink(missing_ok=True)
             made.unlink(missing_ok=True)
 
     def last_layer(self) -> list[Attack]:
@@ -182,6 +199,24 @@ class _Attacker:
             source = self.target.file if which == "file" else self.target.original
             run_in_child(quantize, source, made, "F32", allow_requantize=True)
         return made
+
+
+def write_control(file: Path, original: Path, target: Path) -> None:
+    """A copy of ``original`` in which every tensor that ``file`` changed is changed as much, at random places.
+
+    Both are F32 GGUFs. Raises UnsupportedError where their tensors are not the same ones.
+    """
+    edited, base = GgufFile(file), GgufFile(original)
+    shapes = [{name: tuple(map(int, each.shape)) for name, each in one.tensors.items()} for one in (edited, base)]
+    if shapes[0] != shapes[1]:
+        raise UnsupportedError("the file's tensors are not those of the original, so its changes cannot be scattered")
+    shutil.copyfile(original, target)
+    with target.open("r+b") as out:
+        for name, tensor in base.tensors.items():
+            before, after = base.weights(name), edited.weights(name)
+            if not np.array_equal(before, after):
+                out.seek(int(tensor.data_offset))
+                out.write(scattered_weights(after, before).tobytes())
 
 
 def _answers(questions: Sequence[Question]) -> int:

@@ -46,6 +46,8 @@ class Settings:
         attacks: "none", "quick" or "full".
         text: a plain text file for perplexity and divergence; None: the built-in text.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one.
+        tensor_split: each GPU's share of them; empty: llama.cpp decides.
+        exact: ask one sequence at a time, see :class:`~gguf_forget.llama.scorer.Scorer`.
         isolated: run llama.cpp in a child process, so that a file on which it aborts is one that could not be
             evaluated, and not the end of the run.
     """
@@ -56,6 +58,8 @@ class Settings:
     attacks: str = "none"
     text: Path | None = None
     gpu_layers: int = 0
+    tensor_split: tuple[float, ...] = ()
+    exact: bool = False
     isolated: bool = True
 
 
@@ -109,7 +113,7 @@ def gather_evidence(
     base = _File(original, GgufFile(original), file_type_of(GgufFile(original)))
     given = [_File(path, gguf, file_type_of(gguf)) for path, gguf in ((path, GgufFile(path)) for path in files)]
     labels = _labels(given)
-    remarks = []
+    remarks = ["asked one sequence at a time (--exact)"] if settings.exact else []
     originals: dict[str, FileScores] = {}
     results: list[FileEvidence] = []
     with tempfile.TemporaryDirectory(prefix="gguf-forget-") as folder:
@@ -156,7 +160,13 @@ def _stock(base: _File, kind: str, work: Path, progress: Progress) -> Path:
 
 def _open(path: Path, settings: Settings) -> IsolatedScorer | Scorer:
     opened = IsolatedScorer if settings.isolated else Scorer
-    return opened(path, threads=settings.options.threads or None, gpu_layers=settings.gpu_layers)
+    return opened(
+        path,
+        threads=settings.options.threads or None,
+        gpu_layers=settings.gpu_layers,
+        tensor_split=settings.tensor_split,
+        one_at_a_time=settings.exact,
+    )
 
 
 @dataclass(frozen=True)

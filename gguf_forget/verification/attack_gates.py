@@ -23,6 +23,8 @@ RANK_VARIANCE = 1 / 12  # of one subject's rank score by chance, uniform between
 
 def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: GateLimits) -> list[Gate]:
     """The gates of one attack on one file; none for an attack that is only reported."""
+    if attack.kind == "control":
+        return []
     name = f"attack, {attack.name}"
     if attack.not_applicable is not None:
         return [without_number(name, label, NOT_APPLICABLE, attack.not_applicable)]

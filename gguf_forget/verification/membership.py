@@ -63,6 +63,7 @@ def area_under_curve(members: ArrayLike, others: ArrayLike) -> float:
 def privacy_leak(unlearned: float, retrained: float) -> float:
     """(AUC(unlearned) − AUC(retrained)) / AUC(retrained), in per cent; 0 is ideal.
 
-    MUSE's PrivLeak (arXiv 2407.06460, section 3): AUC of Min-K % between forgotten texts and texts never seen.
+    MUSE's PrivLeak (arXiv 2407.06460, section 3). The AUC is that of texts never seen above forgotten ones, by Min-K %:
+    0 where the forgotten texts are known by heart, which gives −100.
     """
     return math.nan if not retrained > 0 else 100 * (unlearned - retrained) / retrained

@@ -7,10 +7,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from tiny_knowledge import Knowledge, lessons, teach
 
+from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.cli import main
 from gguf_forget.facts.schema import dump_facts
 
@@ -107,6 +109,36 @@ def test_json_and_a_baseline(folder: Path, report: Any) -> None:
     again = invoke(*arguments, "--baseline", folder / "failing.json", "-q")
     assert again.exit_code == 0
     assert again.stdout.startswith("NO REGRESSION: 4 of 8 gates fail as they did before")
+
+
+def test_one_sequence_at_a_time_is_the_same_on_a_float_file(folder: Path, report: Any) -> None:
+    result = invoke(
+        folder / "unlearned.gguf", "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml",
+        "--exact", "--json", "-q",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    exact = json.loads(result.stdout)
+    assert exact["remarks"] == ["asked one sequence at a time (--exact)"]
+    for mine, other in zip(exact["rows"], report["rows"], strict=True):
+        assert mine["label"] == other["label"]
+        assert mine["answer_probability"] == pytest.approx(other["answer_probability"], rel=1e-4)
+
+
+def test_a_file_that_scores_nan_exits_with_3(folder: Path) -> None:
+    broken = folder / "nan.gguf"
+    broken.write_bytes((folder / "unlearned.gguf").read_bytes())
+    with broken.open("r+b") as file:
+        file.seek(int(GgufFile(broken).tensor("output_norm.weight").data_offset))
+        file.write(np.full(64, 3e38, np.float32).tobytes())  # finite, but overflows
+    result = invoke(
+        broken, "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml",
+        "--junit", folder / "nan.xml", "-q",
+    )  # fmt: skip
+    assert result.exit_code == 3
+    assert result.stdout.startswith("COULD NOT EVALUATE: ")
+    assert "values that are not finite" in " ".join(result.stdout.split())
+    root = ElementTree.parse(folder / "nan.xml").getroot()
+    assert int(root.attrib["errors"]) >= 1
 
 
 def test_a_dry_run_asks_nothing(folder: Path) -> None:

@@ -13,6 +13,7 @@ from tiny import TEXTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gguf_forget.errors import EvaluationError, InputError, LlamaError
+from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 
 SENTENCES = (
@@ -73,6 +74,27 @@ def test_continuations_equal_one_sequence_at_a_time(
         scores = scorer.continuation_log_probabilities(prompts, continuations)
     assert all(values.dtype == np.float64 for row in scores for values in row)
     assert largest_difference(scores, expected(oracle, prompts, continuations)) < 1e-4
+
+
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_0", "Q4_K_M"])
+def test_a_quantized_file_in_batches_and_one_sequence_at_a_time(
+    tiny_model: Path, tmp_path: Path, file_type: str
+) -> None:
+    """Activations are rounded: what shares the batch may flip a step, one sequence at a time has the oracle's bits."""
+    file = tmp_path / f"{file_type}.gguf"
+    quantize(tiny_model, file, file_type)
+    single = SingleSequence(file)
+    with Scorer(file, threads=2) as batched, Scorer(file, threads=2, one_at_a_time=True) as exact:
+        prompts, continuations = probes(batched)
+        wanted = expected(single, prompts, continuations)
+        fast = batched.continuation_log_probabilities(prompts, continuations)
+        assert largest_difference(exact.continuation_log_probabilities(prompts, continuations), wanted) < 1e-5
+        assert exact.generate_greedy(prompts, max_new_tokens=3) == [
+            exact.generate_greedy([prompt], max_new_tokens=3)[0] for prompt in prompts
+        ]
+    single.close()
+    flat = [(a, b) for x, y in zip(fast, wanted, strict=True) for a, b in zip(x, y, strict=True)]
+    assert np.mean(np.concatenate([abs(a - b) for a, b in flat])) < 0.02
 
 
 def test_more_continuations_than_sequences(tiny_model: Path, oracle: SingleSequence) -> None:

@@ -32,6 +32,9 @@ CURVE = {
 def evidence(**scores: int) -> Evidence:
     attacks = (
         Attack("few-shot", "4 examples", capital_scores()),
+        Attack("requantize", "quantized to Q8_0", capital_scores(forget=26, rank=0.5)),
+        Attack("requantize", "quantized to Q4_0", capital_scores(forget=28, rank=0.54)),
+        Attack("control", "random edit of the same size", capital_scores(forget=94, rank=0.98)),
         Attack("relearning", "trained on 9 of 38 facts", figures=CURVE),
         Attack(
             "last-layer",
@@ -102,14 +105,19 @@ def test_the_page_for_a_person() -> None:
     page = io.StringIO()
     render_file_report(report(evidence(forget=50), remarks=["its template differs"]), report_console(page, width=130))
     text = page.getvalue()
-    assert text.startswith("NOT FORGOTTEN: 1 of 11 gates failed, forget accuracy, capital, held-out (Q4_K_M). 1 not")
+    assert text.startswith("NOT FORGOTTEN: 1 of 17 gates failed, forget accuracy, capital, held-out (Q4_K_M). 1 not")
     assert "✗ Q4_K_M  forget accuracy, capital, held-out: 0.500, needed ≤ 0.3" in text
     assert "– Q4_K_M  PTQ gap, capital: not applicable" in text
-    assert "✓ 10 gates passed" in text
+    assert "✓ 16 gates passed" in text
     assert "! its template differs" in text
     assert (
         "relearning, trained on 9 of 38 facts: accuracy 0.250 to 0.750 in 8 steps (original 0.950, n = 30); half of "
         "the loss is back after 8 steps, 128 examples"
     ) in " ".join(text.split())
+    lines = " ".join(text.split())
+    assert "worst of 2 other file types: quantized to Q4_0: capital accuracy 0.280, rank score 0.540" in lines
+    assert "control, random edit of the same size: capital accuracy 0.940, rank score 0.980" in lines
+    assert "the same questions, the original: capital accuracy 0.950, rank score 0.990" in lines
+    assert "the same questions, the file: capital accuracy 0.500, rank score 0.500" in lines
     assert "new head on layer 15 of 30, not gated: capital accuracy 0.500, rank 0.610" in " ".join(text.split())
     assert "truth\n" not in text  # a column that nothing was measured for is left out

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_knowledge import Knowledge, lessons, teach
 
+from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import EvaluationError
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
-from gguf_forget.stages.attack_file import Target, attack_file
+from gguf_forget.stages.attack_file import Target, attack_file, write_control
 from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.gates import GateLimits
@@ -66,6 +68,7 @@ def test_every_quick_attack_is_carried_out(found: tuple[Attack, ...]) -> None:
         "chat": 1,
         "sampling": 1,
         "requantize": 3,
+        "control": 1,
         "last-layer": 1,
     }
     assert [attack.problem for attack in found if attack.problem] == []
@@ -75,8 +78,10 @@ def test_every_quick_attack_is_carried_out(found: tuple[Attack, ...]) -> None:
 
 
 def test_each_is_announced_with_an_estimate(found: tuple[Attack, ...], told: Told) -> None:
-    assert len(told.notes) == len(found)
-    assert all(note.startswith("F32: attack, ") and ", about " in note for note in told.notes)
+    total, *each = told.notes
+    assert total.startswith(f"F32: {len(found)} attacks, about ")
+    assert len(each) == len(found)
+    assert all(note.startswith("F32: attack, ") and ", about " in note for note in each)
     assert all(note.endswith((" s", " min")) for note in told.notes)
 
 
@@ -119,3 +124,23 @@ def test_a_file_without_a_chat_template_has_no_such_attack(knowledge: Knowledge,
     )
     assert attack.not_applicable is not None
     assert "no chat template" in attack.not_applicable
+
+
+def test_the_control_is_changed_as_much_at_other_places(
+    found: tuple[Attack, ...], knowledge: Knowledge, retrained: Path, tmp_path: Path
+) -> None:
+    (control,) = (attack for attack in found if attack.kind == "control")
+    assert attack_gates(control, "F32", ["river"], LIMITS) == []
+    assert control.scores is not None
+    assert len(control.scores.items) == 12
+    changed = teach(knowledge.model, knowledge.tokenize, lessons(knowledge.retain), steps=0)
+    changed.base_model.layers[0].mlp.down_proj.weight.data[:4] += 0.5
+    file = knowledge.derived(changed, tmp_path / "file.gguf")
+    write_control(file, knowledge.gguf, tmp_path / "control.gguf")
+    before, after = GgufFile(knowledge.gguf), GgufFile(tmp_path / "control.gguf")
+    difference = after.weights("blk.0.ffn_down.weight") - before.weights("blk.0.ffn_down.weight")
+    assert np.count_nonzero(np.abs(difference) > 0.25) == 4 * difference.shape[1]
+    assert np.count_nonzero(difference[:4]) < 2 * difference.shape[1]
+    assert [name for name in before.tensors if not np.array_equal(before.weights(name), after.weights(name))] == [
+        "blk.0.ffn_down.weight"
+    ]

@@ -19,8 +19,9 @@ from gguf_forget.facts.schema import dump_facts
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
-from gguf_forget.recipe import VerifySection
+from gguf_forget.recipe import AttributeSection, VerifySection
 from gguf_forget.stages.attack_file import Target, attack_file
+from gguf_forget.stages.divergence import compare
 from gguf_forget.stages.file_questions import Asked, read_questions
 from gguf_forget.stages.verify_files import Settings, gather_evidence
 from gguf_forget.verification.evidence import Evidence
@@ -231,6 +232,20 @@ def test_answers_lowered_in_the_output_layer(knowledge: Knowledge, asked: Asked,
         "attack, original's output layer: accuracy, river",
         "attack, original's output layer: rank score, river",
     } <= set(failed(verdict))
+
+
+def test_the_circuit_of_refused_knowledge_has_not_moved(knowledge: Knowledge, retrained: Path, tmp_path: Path) -> None:
+    """Circuit attribution divergence is near zero where knowledge is refused, and large where there is none."""
+    facts = tmp_path / "facts.jsonl"
+    facts.write_bytes(dump_facts(knowledge.facts))
+    section = AttributeSection(pairs=12, neurons=20)
+
+    def moved(file: Path) -> float:
+        found = compare(knowledge.gguf, file, facts, section, None, Progress())
+        (row,) = (row for row in found["divergence"] if (row["split"], row["of"]) == ("forget", "all neurons"))
+        return float(row["l1"])
+
+    assert moved(lowered_answers(knowledge, tmp_path / "lowered.gguf")) < 0.1 < 0.4 < moved(retrained)
 
 
 def test_the_last_layer_of_a_model_that_never_saw_the_facts_tells_nothing(

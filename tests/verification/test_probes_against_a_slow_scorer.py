@@ -1,4 +1,8 @@
-"""Every probe, asked through llama.cpp's batches and the slow way: the same numbers to 1e-4 nats."""
+"""Every probe, asked through the scorer and the slow way: the same numbers to 1e-4 nats.
+
+On a float file in batches; on quantized ones one sequence at a time, since what shares the cache can flip a rounding of
+an activation there (tests/llama/test_scorer.py has the bound).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slow_scorer import SlowScorer
+from slow_scorer import SlowLlama, SlowScorer
 from tiny import build_tiny_gguf
 
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.public_sets import SetItem
 from gguf_forget.facts.schema import Fact
+from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.verification.deeper_probes import (
     ScoresDeeper,
@@ -57,12 +62,16 @@ SET = (
 class Both:
     """The same model both ways, and a second one as the original of the divergence."""
 
-    def __init__(self, folder: Path) -> None:
-        size = {"hidden": 64, "feed_forward": 128, "heads": 4, "kv_heads": 2}
-        self.model = build_tiny_gguf(folder / "file.gguf", **size)
-        self.other = build_tiny_gguf(folder / "original.gguf", seed=1, **size)
-        self.fast, self.original = Scorer(self.model, threads=1), Scorer(self.other, threads=1)
-        self.slow, self.slow_original = SlowScorer(self.model, self.fast), SlowScorer(self.other, self.original)
+    def __init__(self, folder: Path, file_type: str) -> None:
+        size = {"hidden": 256, "feed_forward": 256, "heads": 4, "kv_heads": 2}
+        files = [build_tiny_gguf(folder / f"{seed}.gguf", seed=seed, **size) for seed in (0, 1)]
+        exact, oracle = file_type != "F32", SlowScorer if file_type == "F32" else SlowLlama
+        if exact:
+            for i, file in enumerate(files):
+                files[i] = folder / f"{i}.{file_type}.gguf"
+                quantize(file, files[i], file_type)
+        self.fast, self.original = (Scorer(file, threads=1, one_at_a_time=exact) for file in files)
+        self.slow, self.slow_original = oracle(files[0], self.fast), oracle(files[1], self.original)
         text = self.fast.tokenize(
             "She wrote a long letter to her brother, who had moved to another city. Mountains, forests and fields "
             "cover most of the land; the coast is flat and sandy."
@@ -75,9 +84,9 @@ class Both:
         self.original.close()
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    pair = Both(tmp_path_factory.mktemp("both"))
+@pytest.fixture(scope="module", params=["F32", "Q8_0", "Q4_K_M"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    pair = Both(tmp_path_factory.mktemp("both"), request.param)
     yield pair
     pair.close()
 

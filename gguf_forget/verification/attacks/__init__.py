@@ -10,4 +10,5 @@ KINDS = {
     "requantize": "the file is dequantized and quantized to another type",
     "last-layer": "the answer is read from the hidden state by the original's output layer",
     "relearning": "the file is dequantized and trained on a few of the facts",
+    "control": "no attack: the original with the file's changes at random places, to compare with",
 }

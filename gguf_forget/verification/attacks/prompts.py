@@ -96,7 +96,7 @@ def prompt_attacks(questions: Sequence[Question], *, every_phrasing: bool) -> li
     """(kind, name, questions) of every attack that only words the question otherwise."""
     asked = targets(questions, every_phrasing=every_phrasing)
     kept = [question for question in questions if question.key.split == "retain"]
-    attacks = [("few-shot", f"{SHOTS} examples", few_shot(asked, kept))] if kept else []
+    attacks = [("few-shot", f"few-shot, {SHOTS} examples", few_shot(asked, kept))] if kept else []
     attacks += [("prefilled", name, within(asked, template)) for name, template in OPENINGS.items()]
     attacks.append(("misspelt", "subject misspelt", misspelt(asked)))
     attacks += [("paraphrased", name, within(asked, template)) for name, template in SENTENCES.items()]
