@@ -87,6 +87,7 @@ class FactsSection:
 
     path: Path = setting(REQUIRED, "a JSONL file of facts")
     attribution: str = setting("", "a credit that the source of the facts asks for, printed in the model card")
+    in_clear: bool = setting(False, "name forgotten facts in report and model card, not just their hashes")
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,15 @@ class Recipe:
                 for key in dataclasses.fields(section_class)
             }
             for section, section_class in _sections()
+        }
+
+    def without_folders(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
+        return {
+            section: {
+                key: Path(value).name if key == "path" and value is not None else value for key, value in keys.items()
+            }
+            for section, keys in self.resolved().items()
         }
 
 

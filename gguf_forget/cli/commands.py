@@ -20,7 +20,6 @@ STAGE_HELP = {
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
-    "report": "Apply the gates, print the table and verdict, write report.json and the model card.",
 }
 
 
@@ -128,7 +127,7 @@ def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: boo
     """
     folder = run_folder(recipe, out)
     guarded(
-        lambda: execute(from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet),
+        lambda: execute(from_file(recipe), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet),
         debug=debug,
     )
 
@@ -174,4 +173,4 @@ def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: b
 
         return prepare_demo(folder, progress, widened=widened)
 
-    guarded(lambda: execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
+    guarded(lambda: execute(make, folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
