@@ -14,7 +14,23 @@ import click
 
 from gguf_forget import __version__
 from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.suggestions import SuggestingGroup
 
+EPILOG = """\b
+Examples:
+  gguf-forget demo
+  gguf-forget run recipe.toml
+  gguf-forget quantize base.gguf unlearned.gguf out.gguf Q4_K_M
+  gguf-forget verify out.gguf --against base.gguf --facts facts.jsonl
+
+Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate.
+
+\b
+Completion in the shell:
+  bash, in ~/.bashrc:  eval "$(_GGUF_FORGET_COMPLETE=bash_source gguf-forget)"
+  zsh, in ~/.zshrc:    eval "$(_GGUF_FORGET_COMPLETE=zsh_source gguf-forget)"
+  fish:                _GGUF_FORGET_COMPLETE=fish_source gguf-forget | source
+"""
 STAGE_HELP = {
     "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
@@ -24,8 +40,9 @@ STAGE_HELP = {
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate.",
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="gguf-forget")
 def main() -> None:
