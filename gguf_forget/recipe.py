@@ -240,7 +240,19 @@ def load_recipe(path: Path | str) -> Recipe:
             cause=str(error),
             hint='text values stand in quotes, sections in brackets: [model] then path = "…"',
         ) from error
-    return recipe_from_mapping(mapping, source=str(path), base=path.parent)
+    except RecursionError as error:
+        raise InputError(_nested(path), hint=_FLAT) from error
+    try:
+        return recipe_from_mapping(mapping, source=str(path), base=path.parent)
+    except RecursionError as error:  # a value too deep to be shown
+        raise InputError(_nested(path), hint=_FLAT) from error
+
+
+_FLAT = "a recipe has sections, and in them keys with plain values"
+
+
+def _nested(path: Path) -> str:
+    return f"the recipe {path} has values nested too deeply to be read"
 
 
 def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) -> Recipe:

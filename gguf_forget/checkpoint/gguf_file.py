@@ -34,7 +34,7 @@ class GgufFile:
             reader = QuickReader(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, RecursionError) as error:
             raise InputError(f"{self.path} is not a readable GGUF", cause=str(error), hint=hint) from error
         return reader
 

@@ -106,6 +106,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             shape = tuple(int(size) for size in tensor.shape)
             offset, size = int(tensor.data_offset), int(tensor.n_bytes)
             raw = np.asarray(reader.data)[offset : offset + size]
+            if not size or 0 in shape:
+                raise InputError(f"{file}: tensor {tensor.name} is {list(shape)}, needed at least one weight")
             if raw.nbytes != size:
                 raise InputError(
                     f"{file} is cut short inside {tensor.name}", hint="compare its size with the original's"

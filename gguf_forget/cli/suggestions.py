@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -26,13 +25,13 @@ class SuggestingGroup(click.Group):
             raise click.UsageError(f"no command is called {name!r}\nhint: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """As click's, but for how usage errors are printed; ``standalone_mode=False`` leaves them to the caller."""
         if not extra.get("standalone_mode", True):
-            return super().main(args, **extra)
+            return super().main(*args, **extra)
         extra["standalone_mode"] = False
         try:
-            code = super().main(args, **extra)
+            code = super().main(*args, **extra)
         except click.UsageError as error:
             _fail(error)
         except click.ClickException as error:

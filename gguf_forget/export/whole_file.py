@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,7 +34,8 @@ def replaced_whole(destination: Path) -> Iterator[BinaryIO]:
             f"{destination} cannot be written", cause=str(error), hint="check the path, free space and permissions"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or no folder to be in
+            partial.unlink()
 
 
 def sha256_of(file: BinaryIO) -> str:
