@@ -3,7 +3,8 @@
     scripts/fuzz.py --cases 2000 --seed 0
 
 The same seed gives the same cases. Most run in this process, whose memory is limited; one in a hundred runs in a
-process of its own, where llama.cpp is reached or the program is killed. Prints `N passed, N failed`; exit code 1 if any failed.
+process of its own, where llama.cpp is reached or the program is killed. Prints `N passed, N failed`; exit code 1 if
+any failed.
 """
 
 from __future__ import annotations

@@ -31,10 +31,11 @@ class GgufFile:
                 magic = file.read(4)
             if magic != MAGIC:
                 raise InputError(f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file")
-            reader = QuickReader(self.path)
+            with np.errstate(over="raise"):  # an offset beyond 64 bits
+                reader = QuickReader(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, RecursionError) as error:
+        except (ValueError, IndexError, KeyError, ArithmeticError, MemoryError, RecursionError) as error:
             raise InputError(f"{self.path} is not a readable GGUF", cause=str(error), hint=hint) from error
         return reader
 

@@ -102,6 +102,10 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for file in files_of(path):
         reader = GgufFile(file).reader
+        placed = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
+        for (start, size, name), (following, _, other) in zip(placed, placed[1:], strict=False):
+            if start + size > following:
+                raise InputError(f"{file}: tensors {name} and {other} overlap", hint="the file is damaged or made up")
         for tensor in reader.tensors:
             shape = tuple(int(size) for size in tensor.shape)
             offset, size = int(tensor.data_offset), int(tensor.n_bytes)
