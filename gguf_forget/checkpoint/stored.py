@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     for file in files_of(path):
         reader = GgufFile(file).reader
         placed = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
-        for (start, size, name), (following, _, other) in zip(placed, placed[1:], strict=False):
+        for (start, size, name), (following, _, other) in pairwise(placed):
             if start + size > following:
                 raise InputError(f"{file}: tensors {name} and {other} overlap", hint="the file is damaged or made up")
         for tensor in reader.tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def fuzz(cases: int, seed: int) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--cases", str(cases), "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.stdout.splitlines()[-1:] == [f"{cases} passed, 0 failed"], done.stdout + done.stderr
     assert done.returncode == 0
 
