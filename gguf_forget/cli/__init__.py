@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gguf_forget.cli.circuit import attribute, divergence
 from gguf_forget.cli.commands import main
+from gguf_forget.cli.doctor import doctor
 from gguf_forget.cli.evidence import rebuild, report
 from gguf_forget.cli.export import diff, quantize
 from gguf_forget.cli.verify import verify
 
-for command in (attribute, diff, divergence, quantize, rebuild, report, verify):
+for command in (attribute, diff, divergence, doctor, quantize, rebuild, report, verify):
     main.add_command(command)
 
 __all__ = ["main"]
