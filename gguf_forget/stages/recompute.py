@@ -63,7 +63,10 @@ def recompute(path: Path) -> Recomputed:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    document = read_json(path)
+    try:
+        document = read_json(path)
+    except InputError as error:
+        raise InputError(f"the report {path} cannot be read", cause=error.cause or error.message) from error
     if not isinstance(document, dict):
         raise InputError(f"the report {path} is a {type(document).__name__}, needed an object")
     return document
