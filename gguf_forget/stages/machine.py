@@ -12,7 +12,7 @@ from typing import Any
 from gguf_forget import __version__
 
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
-_TELLING = re.compile(r"avx.*|amx.*|fma|f16c|bmi2|sse4_2|asimd.*|neon|sve.*|i8mm|bf16|sme\d*")
+_TELLING = re.compile(r"avx.*|amx.*|fma|f16c|bmi2|sse4_2|asimd.*|neon|s(?:ve.*|me\d*)|i8mm|bf16")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
