@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
+from gguf_forget.stages.machine import tool_versions
 
 STAGES = (
     "load",
@@ -25,14 +25,9 @@ STAGES = (
     "baseline",
     "verify",
     "report",
+    "evidence",
 )
-LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
 BASELINE_TYPES = ("F32", "Q4_0")  # as trained, and as a plain export would ship it
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions that decide results: part of every stage's inputs."""
-    return {"gguf_forget": __version__, **{name: version(name) for name in LIBRARIES}}
 
 
 @dataclass(frozen=True)
@@ -171,12 +166,15 @@ def _unlearn(state: _Run) -> None:
     state.stage("unlearn", build, after=("load", "stock", "facts", "attribute"), **asdict(options))
 
 
-def _provenance(state: _Run) -> dict[str, str | int]:
+def _provenance(state: _Run) -> dict[str, Any]:
+    from gguf_forget.export.derived_names import derived_keys
+
     model = read_json(state.path("load") / "model.json")
     facts = read_json(state.path("facts") / "text.json")
     summary = read_json(state.path("unlearn") / "unlearn.json")
     circuit = read_json(state.path("attribute") / "circuit.json")
     return {
+        **derived_keys(state.path("load") / "template.gguf"),
         "gguf_forget.version": __version__,
         "gguf_forget.method": f"through-the-grid {summary['objective']} inside an EAP-IG circuit",
         "gguf_forget.base_sha256": model["source_sha256"],
@@ -270,13 +268,27 @@ def _report(state: _Run) -> None:
 
     recipe = state.recipe
     rows = {row: state.path(score_stage(row)) for row in judged_files(recipe)}
-    stages = ("load", "facts", "agreement", "attribute", "unlearn", "export")
+    stages = ("load", "stock", "facts", "agreement", "attribute", "unlearn", "export")
 
     def build(out: Path) -> None:
         report(recipe, {stage: state.path(stage) for stage in stages}, rows, state.versions, out)
 
     after = (*stages, *(score_stage(row) for row in rows))
-    state.stage("report", build, after=after, recipe=recipe.resolved())
+    state.stage("report", build, after=after, recipe=recipe.without_folders())
+
+
+def _evidence(state: _Run) -> None:
+    from gguf_forget.stages.evidence import write_evidence
+
+    recipe = state.recipe
+    rows = {row: state.path(score_stage(row)) for row in judged_files(recipe)}
+    stages = ("load", "stock", "attribute", "unlearn", "export", "report")
+
+    def build(out: Path) -> None:
+        write_evidence(recipe, {stage: state.path(stage) for stage in stages}, rows, out, state.progress)
+
+    after = (*stages, "facts", *(score_stage(row) for row in rows))
+    state.stage("evidence", build, after=after, recipe=recipe.without_folders())
 
 
 _BUILDERS: dict[str, Callable[[_Run], None]] = {
@@ -290,4 +302,5 @@ _BUILDERS: dict[str, Callable[[_Run], None]] = {
     "baseline": _baseline,
     "verify": _verify,
     "report": _report,
+    "evidence": _evidence,
 }

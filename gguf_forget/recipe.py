@@ -87,6 +87,7 @@ class FactsSection:
 
     path: Path = setting(REQUIRED, "a JSONL file of facts")
     attribution: str = setting("", "a credit that the source of the facts asks for, printed in the model card")
+    in_clear: bool = setting(False, "name forgotten facts in report and model card, not just their hashes")
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,15 @@ class Recipe:
             for section, section_class in _sections()
         }
 
+    def without_folders(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
+        return {
+            section: {
+                key: Path(value).name if key == "path" and value is not None else value for key, value in keys.items()
+            }
+            for section, keys in self.resolved().items()
+        }
+
 
 def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe from a TOML file; relative paths in it start at the file's folder.
@@ -235,7 +245,19 @@ def load_recipe(path: Path | str) -> Recipe:
             cause=str(error),
             hint='text values stand in quotes, sections in brackets: [model] then path = "…"',
         ) from error
-    return recipe_from_mapping(mapping, source=str(path), base=path.parent)
+    except RecursionError as error:
+        raise InputError(_nested(path), hint=_FLAT) from error
+    try:
+        return recipe_from_mapping(mapping, source=str(path), base=path.parent)
+    except RecursionError as error:  # a value too deep to be shown
+        raise InputError(_nested(path), hint=_FLAT) from error
+
+
+_FLAT = "a recipe has sections, and in them keys with plain values"
+
+
+def _nested(path: Path) -> str:
+    return f"the recipe {path} has values nested too deeply to be read"
 
 
 def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) -> Recipe:

@@ -278,7 +278,7 @@ def read_json(path: Path) -> Any:
             f"cannot read {path}: found {error.strerror or error}, needed a JSON file",
             hint="check the path and its permissions",
         ) from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(
             f"{path}: found a file that is no JSON, needed a JSON file",
             cause=str(error),

@@ -49,7 +49,7 @@ def faults_of(mapping: dict[str, Any], base: Path) -> list[str]:
 def test_defaults_are_filled_in(folder: Path) -> None:
     resolved = recipe_from_mapping(least(), source="r.toml", base=folder).resolved()
     assert resolved["model"] == {"path": str(folder / "model.gguf")}
-    assert resolved["facts"] == {"path": str(folder / "facts.jsonl"), "attribution": ""}
+    assert resolved["facts"] == {"path": str(folder / "facts.jsonl"), "attribution": "", "in_clear": False}
     assert resolved["text"] == {"path": None}
     assert resolved["export"] == {"types": ["F16", "Q8_0", "Q4_K_M"]}
     assert resolved["gates"] == {

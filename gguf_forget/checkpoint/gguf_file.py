@@ -35,10 +35,11 @@ class GgufFile:
                 magic = file.read(4)
             if magic != MAGIC:
                 raise InputError(f"{self.path} starts with {magic!r}, needed {MAGIC!r}", hint="give a GGUF file")
-            reader = (OutlineReader if self.outline else QuickReader)(self.path)
+            with np.errstate(over="raise"):  # an offset beyond 64 bits
+                reader = (OutlineReader if self.outline else QuickReader)(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read", cause=str(error), hint="check the path") from error
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        except (ValueError, IndexError, KeyError, ArithmeticError, MemoryError, RecursionError) as error:
             raise InputError(f"{self.path} is not a readable GGUF", cause=str(error), hint=hint) from error
         return reader
 

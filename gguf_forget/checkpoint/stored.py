@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,16 @@ def stored_tensors(path: Path, opened: GgufFile | None = None) -> dict[str, Stor
     first = opened or GgufFile(path, outline=True)
     for file in _files(first):
         reader = first.reader if file == path else GgufFile(file, outline=True).reader
+        placed = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
+        for (start, size, name), (following, _, other) in pairwise(placed):
+            if start + size > following:
+                raise InputError(f"{file}: tensors {name} and {other} overlap", hint="the file is damaged or made up")
         for tensor in reader.tensors:
             shape = tuple(int(size) for size in tensor.shape)
             offset, size = int(tensor.data_offset), int(tensor.n_bytes)
             raw = np.asarray(reader.data)[offset : offset + size]
+            if not size or 0 in shape:
+                raise InputError(f"{file}: tensor {tensor.name} is {list(shape)}, needed at least one weight")
             if raw.nbytes != size:
                 raise InputError(
                     f"{file} is cut short inside {tensor.name}", hint="compare its size with the original's"

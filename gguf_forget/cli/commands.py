@@ -14,19 +14,35 @@ import click
 
 from gguf_forget import __version__
 from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.suggestions import SuggestingGroup
 
+EPILOG = """\b
+Examples:
+  gguf-forget demo
+  gguf-forget run recipe.toml
+  gguf-forget quantize base.gguf unlearned.gguf out.gguf Q4_K_M
+  gguf-forget verify out.gguf --against base.gguf --facts facts.jsonl
+
+Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate.
+
+\b
+Completion in the shell:
+  bash, in ~/.bashrc:  eval "$(_GGUF_FORGET_COMPLETE=bash_source gguf-forget)"
+  zsh, in ~/.zshrc:    eval "$(_GGUF_FORGET_COMPLETE=zsh_source gguf-forget)"
+  fish:                _GGUF_FORGET_COMPLETE=fish_source gguf-forget | source
+"""
 STAGE_HELP = {
     "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
     "facts": "Check the facts against the tokenizer, and prepare plain text.",
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
-    "report": "Apply the gates, print the table and verdict, write report.json and the model card.",
 }
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 forgotten, 1 a gate failed, 2 usage or input error, 3 could not evaluate.",
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="gguf-forget")
 def main() -> None:
@@ -128,7 +144,7 @@ def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: boo
     """
     folder = run_folder(recipe, out)
     guarded(
-        lambda: execute(from_file(recipe), folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet),
+        lambda: execute(from_file(recipe), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet),
         debug=debug,
     )
 
@@ -174,4 +190,4 @@ def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: b
 
         return prepare_demo(folder, progress, widened=widened)
 
-    guarded(lambda: execute(make, folder, "report", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
+    guarded(lambda: execute(make, folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)

@@ -11,6 +11,7 @@ import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
 from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.evidence import publish, recompute_and_show
 from gguf_forget.errors import InputError
 
 STAGE_OPTIONS = ("out", "dry_run", "as_json", "quiet", "debug")
@@ -45,7 +46,8 @@ _FILE = click.Path(path_type=Path)
 @click.option("-o", "--out", type=_FILE, help="Where report.json goes; with a recipe, its run directory.")
 @click.option("--junit", type=_FILE, help="Also write the gates as JUnit XML.")
 @click.option("--baseline", type=_FILE, help="An earlier report: fail only on what got worse.")
-@click.option("--recompute", type=_FILE, help="Recompute the verdict of a report from that file alone; no FILE then.")
+@click.option("--html", type=_FILE, help="Also write the report as one HTML file.")
+@click.option("--recompute", type=_FILE, help="Recompute a verdict from its evidence alone; no FILE then.")
 @common
 def verify(
     files: tuple[Path, ...],
@@ -65,14 +67,14 @@ def verify(
       gguf-forget verify recipe.toml
       gguf-forget verify unlearned.Q4_K_M.gguf --against original.F16.gguf --facts facts.jsonl
       gguf-forget verify unlearned.*.gguf --against original.gguf --facts wmdp.json --retain mmlu.csv \\
-          --attacks quick --out report.json --junit gates.xml
+          --attacks quick --out report.json --html report.html --junit gates.xml
       gguf-forget verify --recompute report.json
     """
 
     def work() -> int:
         if given["recompute"] is not None:
             _refuse("--recompute", files=files, original=original)
-            return _recompute(given["recompute"], given["junit"], as_json=as_json)
+            return recompute_and_show(given["recompute"], html=given["html"], as_json=as_json, junit=given["junit"])
         if original is None and len(files) == 1 and files[0].suffix == ".toml":
             others = {k: v for k, v in given.items() if k not in STAGE_OPTIONS and v and v != "none"}
             _refuse("a recipe", **others)
@@ -98,10 +100,10 @@ def _refuse(what: str, **others: Any) -> None:
 def _judge(
     files: Sequence[Path], original: Path, given: dict[str, Any], *, dry_run: bool, as_json: bool, quiet: bool
 ) -> int:
-    from gguf_forget.pipeline import tool_versions
     from gguf_forget.progress import progress_for
     from gguf_forget.report.file_report import build_file_report
     from gguf_forget.stages.file_questions import read_questions
+    from gguf_forget.stages.machine import tool_versions
     from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
     from gguf_forget.verification.regressions import baseline_gates
 
@@ -116,7 +118,7 @@ def _judge(
     report = build_file_report(
         evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
     )
-    _publish(report, given["out"], given["junit"])
+    _publish(report, given)
     _show(report, as_json=as_json)
     return int(report["verdict"]["exit_code"])
 
@@ -172,19 +174,6 @@ def _plan(files: Sequence[Path], original: Path, asked: Any, settings: Any, *, a
     click.echo(f"attacks: {settings.attacks}")
 
 
-def _recompute(path: Path, junit: Path | None, *, as_json: bool) -> int:
-    from gguf_forget.report.file_report import recompute_verdict
-
-    report = _read_json(path)
-    verdict = recompute_verdict(report)
-    _publish(report, None, junit)
-    if as_json:
-        click.echo(json.dumps(verdict.to_json(), indent=2, sort_keys=True))
-    else:
-        click.echo(f"{verdict.sentence}\nThis follows from {path} alone.")
-    return verdict.exit_code
-
-
 def _read_json(path: Path) -> Any:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -195,17 +184,15 @@ def _read_json(path: Path) -> Any:
     return document
 
 
-def _publish(report: Any, out: Path | None, junit: Path | None) -> None:
-    from gguf_forget.report.junit import junit_xml
+def _publish(report: Any, given: dict[str, Any]) -> None:
     from gguf_forget.run_directory import write_json_atomically
 
-    try:
-        if out is not None:
+    if (out := given["out"]) is not None:
+        try:
             write_json_atomically(out, report)
-        if junit is not None:
-            junit.write_text(junit_xml(report), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{out or junit} cannot be written", cause=str(error), hint="check the path") from error
+        except OSError as error:
+            raise InputError(f"{out} cannot be written", cause=str(error), hint="check the path") from error
+    publish(report, html=given["html"], junit=given["junit"])
 
 
 def _show(report: Any, *, as_json: bool) -> None:

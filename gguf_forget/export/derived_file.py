@@ -1,7 +1,7 @@
 """A GGUF derived from another: same header plus new keys, same tensors but for the edited ones.
 
 header   magic, version, number of tensors, number of keys      24 bytes
-keys     one after another                                       copied byte for byte, new ones appended
+keys     one after another                                       copied byte for byte or replaced, new ones appended
 tensors  name, shape, type, offset from the start of the data    copied byte for byte
 padding  up to general.alignment                                 recomputed, the header may have grown
 data     every tensor at its offset                              copied, edited tensors overwritten
@@ -13,17 +13,23 @@ import os
 import shutil
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import InputError
+from gguf_forget.export.gguf_header import read_header
 
 Value = str | int | float | bool
-_UINT64, _FLOAT64, _BOOL, _STRING = 10, 12, 7, 8  # gguf_metadata_value_type
-_HEADER = struct.Struct("<4sIQQ")
+_UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type
+REPLACEABLE = "general."
 COPY_BYTES = 16 << 20
+
+
+class Uint32(int):
+    """A number that GGUF wants in 32 bits; other whole numbers get 64."""
 
 
 def _string(text: str) -> bytes:
@@ -34,6 +40,8 @@ def _string(text: str) -> bytes:
 def _entry(key: str, value: Value) -> bytes:
     if isinstance(value, bool):
         body = struct.pack("<I?", _BOOL, value)
+    elif isinstance(value, Uint32):
+        body = struct.pack("<II", _UINT32, value)
     elif isinstance(value, int):
         body = struct.pack("<IQ", _UINT64, value)
     elif isinstance(value, float):
@@ -48,13 +56,14 @@ def write_derived(
 ) -> None:
     """Write ``destination`` whole or not at all; ``tensors`` maps names to their new raw bytes (uint8).
 
-    With nothing to add and nothing edited the result equals ``source`` byte for byte. Raises :class:`InputError` for
-    a key that the source has already, bytes of the wrong length, or a full disk.
+    With nothing to add and nothing edited the result equals ``source`` byte for byte. Keys that begin with
+    ``general.`` take the place of the source's own. Raises :class:`InputError` for another key that the source has
+    already, bytes of the wrong length, or a full disk.
     """
     file = GgufFile(source)
     reader = file.reader
     for key in metadata:
-        if reader.get_field(key) is not None:
+        if reader.get_field(key) is not None and not key.startswith(REPLACEABLE):
             raise InputError(
                 f"{source} has the key {key} already",
                 hint="start from the original, not from an unlearned file",
@@ -63,18 +72,9 @@ def write_derived(
         needed = int(file.tensor(name).n_bytes)
         if raw.nbytes != needed:
             raise InputError(f"new bytes for {name}: {raw.nbytes}, needed {needed}")
-    keys_end = min(int(tensor.field.offset) for tensor in reader.tensors)
-    data_start = int(reader.data_offset)
-    last = reader.tensors[-1].field
-    infos_end = int(last.offset) + sum(int(part.nbytes) for part in last.parts)
-    with source.open("rb") as original:
-        head = original.read(infos_end)
-    magic, version, tensor_count, key_count = _HEADER.unpack_from(head)
-    header = _HEADER.pack(magic, version, tensor_count, key_count + len(metadata))
-    header += head[_HEADER.size : keys_end]
-    header += b"".join(_entry(key, value) for key, value in metadata.items())
-    header += head[keys_end:infos_end]
-    header += bytes(-len(header) % reader.alignment)
+    head, data_start = read_header(source)
+    entries = {**head.entries, **{key: _entry(key, value) for key, value in metadata.items()}}
+    header = replace(head, entries=entries).to_bytes()
     shift = len(header) - data_start
     needed = os.path.getsize(source) + shift
     free = shutil.disk_usage(destination.parent).free

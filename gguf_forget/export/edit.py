@@ -68,8 +68,11 @@ def load_edits(path: Path) -> list[NeuronEdit]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"the edit {path} cannot be read", cause=str(error)) from error
     edits = []
+    parts = ("neurons", "delta", "allowed")
     for prefix in sorted({key.rsplit("/", 1)[0] for key in arrays}):
         tensor, _, axis = prefix.rpartition("/")
+        if missing := [part for part in parts if f"{prefix}/{part}" not in arrays]:
+            raise InputError(f"the edit {path} has no {', '.join(missing)} for {prefix!r}, needed {', '.join(parts)}")
         edits.append(
             NeuronEdit(
                 tensor,

@@ -15,6 +15,10 @@ Schema version 1. None (JSON null) stands for what was not measured::
     verdict         status, exit_code, sentence, gates [{name, file_type, value, low, high, status, detail}]
     sha256          of all of the above as canonical JSON
     timings         stage -> seconds; not hashed, so that equal runs have equal hashes
+    environment     the machine and its threads, as given; not hashed either
+
+Only where given: ``figures``, what the pictures show (see gguf_forget.stages.report_figures), and ``leaks``,
+"variant/file type" -> the facts still told (see gguf_forget.report.leaks), both hashed.
 
 Columns of a row: ``forget_trained``, ``forget_held_out``, ``retain_same`` (kept relations that share their
 name with a forgotten one) and ``retain_all`` are 4-way accuracies ``{value, n, standard_error, chance}``,
@@ -44,7 +48,7 @@ LABELS = {
     "unlearned": "unlearned, bin-aware",
     "npo_stock": "plain NPO, stock",
 }
-NOT_HASHED = ("timings", "sha256")
+NOT_HASHED = ("environment", "timings", "sha256")
 
 
 def build_report(
@@ -60,6 +64,9 @@ def build_report(
     recipe: Any = None,
     export: Any = None,
     timings: Mapping[str, float] | None = None,
+    figures: Any = None,
+    leaks: Any = None,
+    environment: Any = None,
 ) -> dict[str, Any]:
     """Gather everything known about a run (see the module's docstring).
 
@@ -93,13 +100,17 @@ def build_report(
         "rows": [row_of(key, document, chosen) for key, document in documents.items()],
         "verdict": _plain(verdict),
     }
+    for name, value in (("figures", figures), ("leaks", leaks)):
+        if value is not None:
+            report[name] = _plain(value)
     report["sha256"] = content_hash(report)
     report["timings"] = dict(timings or {})
+    report["environment"] = _plain(environment)
     return report
 
 
 def content_hash(report: Mapping[str, Any]) -> str:
-    """SHA-256 of a report as canonical JSON, timings left out."""
+    """SHA-256 of a report as canonical JSON, timings and machine left out."""
     content = {key: value for key, value in report.items() if key not in NOT_HASHED}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -75,7 +75,9 @@ def _header(model: Mapping[str, Any]) -> str:
     for key in ("license", "base_model"):
         if model.get(key):
             lines.append(f"{key}: {json.dumps(str(model[key]), ensure_ascii=False)}")
-    lines += ["library_name: gguf", "pipeline_tag: text-generation", "tags:"]
+    if model.get("base_model"):
+        lines.append("base_model_relation: finetune")
+    lines += ["library_name: gguf", "pipeline_tag: text-generation", "quantized_by: gguf_forget", "tags:"]
     return "\n".join([*lines, *(f"- {tag}" for tag in TAGS), "---"])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import ModelSummary, load_tokenizer, write_template
 from gguf_forget.errors import InputError
+from gguf_forget.export.derived_names import hub_name
 from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.llama.quantizer import plan, quantize
 from gguf_forget.progress import Progress
@@ -39,6 +40,7 @@ def load(model: Path, out: Path, progress: Progress) -> ModelSummary:
         "source_sha256": sha256_file(model) if model.is_file() else directory_hash(model),
         "template_sha256": sha256_file(out / TEMPLATE),
         "license": GgufFile(out / TEMPLATE).value("general.license"),
+        "base_model": hub_name(out / TEMPLATE),
     }
     write_json_atomically(out / SUMMARY, record)
     return summary

@@ -165,7 +165,7 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
         (["unlearned.gguf", "--recompute", "report.json"], "FILE cannot stand beside --recompute"),
         (["--recompute", "recipe.toml"], "the report recipe.toml cannot be read"),
         (["--recompute", "list.json"], "is a list, needed an object"),
-        (["--recompute", "other.json"], "needed 'verification of files'"),
+        (["--recompute", "other.json"], "needed a report.json of `verify FILE… --out`"),
         (
             ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--baseline", "other.json"],
             "the baseline is no report",

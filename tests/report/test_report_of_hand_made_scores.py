@@ -261,8 +261,10 @@ def test_the_card_begins_with_a_header_that_yaml_reads() -> None:
     assert yaml.safe_load(header) == {
         "license": "apache-2.0",
         "base_model": 'lab/Tiny: the "first"',
+        "base_model_relation": "finetune",
         "library_name": "gguf",
         "pipeline_tag": "text-generation",
+        "quantized_by": "gguf_forget",
         "tags": ["unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized"],
     }
     assert body.startswith("\n# Tiny, unlearned with gguf_forget\n\n**NOT FORGOTTEN: 1 of 3 gates failed.**")

@@ -1,0 +1,69 @@
+"""What is installed, what the machine is, and what a model or recipe will need of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.checkpoint.convert import PROGRAM, cache_directory
+from gguf_forget.checkpoint.stored import stored_tensors
+from gguf_forget.errors import InputError
+from gguf_forget.llama.quantizer import plan_file
+from gguf_forget.recipe import Recipe, load_recipe
+from gguf_forget.stages.machine import environment, tool_versions
+
+BYTES_A_WEIGHT = 8  # two copies in bfloat16 and one in float32; activations and gradients come on top
+COPIES = 3  # of each exported type: stock, unlearned, and the unlearned weights as anyone would round them
+
+
+def doctor(target: Path | None) -> dict[str, Any]:
+    """Versions, environment, converter, memory and disk. ``target``: a GGUF, a recipe (.toml), or None.
+
+    Raises InputError for a target that cannot be read.
+    """
+    converter = cache_directory() / PROGRAM
+    folder = Path.cwd() if target is None else target.resolve().parent
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "tools": tool_versions(),
+        "environment": environment(),
+        "converter": str(converter) if converter.is_file() else None,
+        "memory": {"free": free_memory()},
+        "disk": {"folder": str(folder), "free": shutil.disk_usage(folder).free},
+    }
+    if target is None:
+        return document
+    recipe = load_recipe(target) if target.suffix == ".toml" else None
+    model = target if recipe is None else recipe.model.path
+    if model.is_dir():
+        raise InputError(f"{model} is a directory, needed a GGUF to say what it takes", hint="convert it first")
+    weights = sum(tensor.rows * tensor.columns for tensor in stored_tensors(model).values())
+    types = ("Q4_K_M",) if recipe is None else recipe.export.types
+    document["model"] = {"file": str(model), "weights": weights, "types": list(types)}
+    document["memory"]["needed_at_least"] = BYTES_A_WEIGHT * weights
+    document["disk"]["needed"] = disk_needed(model, weights, types, recipe)
+    return document
+
+
+def disk_needed(model: Path, weights: int, types: Sequence[str], recipe: Recipe | None) -> int:
+    """Bytes of all files of a run; with a GGUF alone, of its quantizations."""
+    sizes = {kind: plan_file(model, kind).bytes for kind in {*types, "F16", "Q4_0"}}
+    if recipe is None:
+        return sum(sizes[kind] for kind in types)
+    full = 4 * weights
+    baseline = full + sizes["Q4_0"] if recipe.verify.baselines else 0
+    return 2 * full + sizes["F16"] + COPIES * sum(sizes[kind] for kind in types) + baseline
+
+
+def free_memory() -> int | None:
+    """Bytes that a new process can have, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,59 @@
+"""The machine and its libraries as far as they can change a result: threads and CPU features alter sums."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gguf_forget import __version__
+
+LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
+_TELLING = re.compile(r"avx.*|amx.*|fma|f16c|bmi2|sse4_2|asimd.*|neon|s(?:ve.*|me\d*)|i8mm|bf16")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions that decide results: part of every stage's inputs."""
+    return {"gguf_forget": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Name, number of cores that this process may use, and the features that change arithmetic, where known."""
+    fields: dict[str, str] = {}
+    try:
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                fields.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass  # not Linux: the architecture alone is known
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {
+        "architecture": platform.machine(),
+        "name": fields.get("model name") or platform.processor() or None,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": sorted(flag for flag in flags if _TELLING.fullmatch(flag)),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Python, operating system, processor, threads, and what llama.cpp and torch make of it."""
+    import torch
+
+    from gguf_forget.llama.system import system_info
+
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor(),
+        "threads": {
+            "torch": torch.get_num_threads(),
+            **{name: os.environ[name] for name in _THREADS if name in os.environ},
+        },
+        "torch": {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "cuda": torch.cuda.is_available()},
+        "llama.cpp": system_info(),
+    }

@@ -1,0 +1,47 @@
+"""gguf-forget doctor: what is here, and what a model needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_shapes import shape_weights, write_shape
+
+from gguf_forget.cli import main
+from gguf_forget.stages import doctor
+
+
+def test_what_is_here() -> None:
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {"torch", "llama-cpp-python"} <= found["tools"].keys()
+    assert found["disk"]["free"] > 0
+    assert "needed" not in found["disk"]
+
+
+def test_what_a_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = shape_weights("llama")
+    write_shape(tmp_path / "model.gguf", "llama", weights)
+    (tmp_path / "facts.jsonl").write_text("")
+    (tmp_path / "recipe.toml").write_text('[model]\npath = "model.gguf"\n[facts]\npath = "facts.jsonl"\n')
+    result = CliRunner().invoke(main, ["doctor", str(tmp_path / "recipe.toml"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    count = sum(array.size for array in weights.values())
+    assert found["model"]["weights"] == count
+    assert found["memory"]["needed_at_least"] == 8 * count
+    assert found["disk"]["needed"] > 12 * count
+    alone = json.loads(CliRunner().invoke(main, ["doctor", str(tmp_path / "model.gguf"), "--json"]).stdout)
+    assert 0 < alone["disk"]["needed"] < 4 * count
+    monkeypatch.setattr(doctor, "free_memory", lambda: 1000)
+    short = CliRunner().invoke(main, ["doctor", str(tmp_path / "model.gguf")])
+    assert short.exit_code == 2
+    assert "not enough memory" in short.stdout
+
+
+def test_a_target_that_cannot_be_read(tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["doctor", str(tmp_path / "absent.gguf")]).exit_code == 2
+    assert CliRunner().invoke(main, ["doctor", str(tmp_path)]).exit_code == 2

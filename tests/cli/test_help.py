@@ -1,0 +1,68 @@
+"""The surface of every command: examples in its help, errors in one form, suggestions, and a light start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gguf_forget.cli import main
+
+HEAVY = {"torch", "transformers", "llama_cpp", "matplotlib", "numpy", "gguf", "jinja2", "rich", "safetensors"}
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_examples_json_and_debug(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"  gguf-forget {name}" in result.stdout
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in result.stdout
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    program = f"""
+import sys
+from gguf_forget.cli import main
+for name in ["", *main.commands]:
+    try:
+        main([*([name] if name else []), "--help"])
+    except SystemExit as end:
+        assert not end.code
+print("LOADED", *sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quantise"], ["error: no command is called 'quantise'", "hint: did you mean quantize?"]),
+        (["zzz"], ["error: no command is called 'zzz'", "hint: commands: attribute, "]),
+        (["diff", "a", "b", "--jsn"], ["error: no such option '--jsn'", "--json"]),
+        (["diff", "a"], ["error: missing argument 'B'.", "hint: gguf-forget diff --help shows what it takes"]),
+        (["verify", "x.gguf", "--attacks", "many"], ["error: invalid value for '--attacks'"]),
+    ],
+)
+def test_usage_errors_have_one_form(arguments: list[str], expected: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments, prog_name="gguf-forget")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    for text in expected:
+        assert text in result.stderr
+
+
+def test_options_are_understood_by_every_shell() -> None:
+    from click.shell_completion import get_completion_class
+
+    for shell in ("bash", "zsh", "fish"):
+        completion = get_completion_class(shell)
+        assert completion is not None
+        found = completion(main, {}, "gguf-forget", "_GGUF_FORGET_COMPLETE").get_completions([], "qua")
+        assert [item.value for item in found] == ["quantize"]
+    assert isinstance(main, click.Group)
