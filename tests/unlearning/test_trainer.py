@@ -13,7 +13,6 @@ from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
-from gguf_forget.unlearning.dense import train_dense_npo
 from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
@@ -161,30 +160,3 @@ def test_losses_that_are_not_finite_end_the_run(tiny_model: Any, bad: float) -> 
     with pytest.raises(EvaluationError, match="training diverged at step 1: losses"):
         run([broken], make_edits())
     assert not any(module._forward_hooks for module in broken.modules())
-
-
-def test_dense_training_forgets_in_a_copy(tiny_model: Any) -> None:
-    before = [parameter.clone() for parameter in tiny_model.parameters()]
-    told: list[int] = []
-    trained = [
-        train_dense_npo(
-            tiny_model,
-            FACTS,
-            FORGET,
-            RETAIN,
-            steps=5,
-            learning_rate=1e-3,
-            batch=3,
-            seed=0,
-            progress=told.append,
-        )
-        for _ in range(2)
-    ]
-    assert told == [1] * 10
-    assert float((answer_nats(trained[0]) - answer_nats(tiny_model)).max()) < -0.5
-    for own, original in zip(tiny_model.parameters(), before, strict=True):
-        assert torch.equal(own, original)
-        assert not own.requires_grad
-    for first, second in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
-        assert torch.equal(first, second)
-        assert not first.requires_grad
