@@ -106,12 +106,22 @@ class UnlearnSection:
     )
     learning_rate: float = setting(0.08, "in codes of the grid per step", above=0)
     damping: float = setting(0.5, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
-    floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
+    circuit: str = setting(
+        "attributed",
+        "neurons that are edited: those attributed, or as many others of every layer (a control)",
+        choices=("attributed", "random"),
+    )
+    floor: int = setting(
+        1, "smallest edit of a weight, in steps of its own sub-block's grid; 0 trains edits of any size", at_least=0
+    )
     forget_weight: float = setting(5.0, "weight of the forget term", above=0)
-    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts", at_least=0)
-    text_weight: float = setting(8.0, "weight of the KL to the original on plain text", at_least=0)
+    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts; 0 for none", at_least=0)
+    text_weight: float = setting(8.0, "weight of the KL to the original on plain text; 0 for none", at_least=0)
     fisher_quantile: float = setting(
-        0.75, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
+        0.75,
+        "quantile of the retain Fisher, beside the forget Fisher, above which a weight stays; 1 for no projection",
+        above=0,
+        at_most=1,
     )
     margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)

@@ -13,7 +13,7 @@ from gguf_forget.checkpoint.architecture import architecture
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import load_circuit
-from gguf_forget.circuit.selection import Circuit
+from gguf_forget.circuit.selection import Circuit, random_circuit
 from gguf_forget.errors import EvaluationError, UnsupportedError
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
 from gguf_forget.facts.schema import Fact
@@ -100,6 +100,8 @@ def unlearn(
     """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stock``: the original on the grid that is trained."""
     facts, text = load_facts(facts_folder)
     circuit, _, _ = load_circuit(circuit_path)
+    if options.circuit == "random":
+        circuit = random_circuit(circuit, seed=options.seed)
     kind = GgufFile(template).text("general.architecture")
     tokenize = load_tokenizer(template)
     examples = encode_facts(facts, tokenize)

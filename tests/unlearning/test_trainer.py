@@ -139,6 +139,14 @@ def test_a_floor_of_two_makes_no_single_step(tiny_model: Any) -> None:
     assert 1 not in sizes.int().tolist()
 
 
+def test_without_a_floor_edits_of_any_size_are_trained(tiny_model: Any) -> None:
+    edits = make_edits(floor=0)
+    history = run([tiny_model], edits, steps=12, learning_rate=0.05)
+    assert history[-1].forget < history[0].forget
+    sizes = torch.cat([edit.moves().abs().flatten() for edit in edits])
+    assert 0 < float(sizes[sizes > 0].median()) < 0.5  # whole moves would all be nothing
+
+
 def test_bases_take_turns(tiny_model: Any) -> None:
     """The second base counts, twice as often: with one that already forgot, its steps start from another loss."""
     other = copy.deepcopy(tiny_model)
