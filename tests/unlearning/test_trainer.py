@@ -14,7 +14,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
-from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
 
 FACTS = [
@@ -168,3 +168,56 @@ def test_losses_that_are_not_finite_end_the_run(tiny_model: Any, bad: float) -> 
     with pytest.raises(EvaluationError, match="training diverged at step 1: losses"):
         run([broken], make_edits())
     assert not any(module._forward_hooks for module in broken.modules())
+
+
+@pytest.mark.parametrize("objective", ["npo", "unknown_subject"])
+def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objective: str) -> None:
+    whole, cut, resumed = make_edits(), make_edits(), make_edits()
+    options: dict[str, Any] = {"objective": objective, "steps": 7, "soft_share": 0.6}
+    history = run([tiny_model, tiny_model], whole, **options)
+    kept: list[TrainingState] = []
+
+    def killed(losses: StepLosses) -> None:
+        if losses.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([tiny_model, tiny_model], cut, keep=kept.append, keep_every=2, progress=killed, **options)
+    assert [len(state.history) for state in kept] == [2, 4]
+    told: list[StepLosses] = []
+    again = run([tiny_model, tiny_model], resumed, state=kept[-1], progress=told.append, **options)
+    assert again == history
+    assert [losses.step for losses in told] == [5, 6, 7]  # nothing is computed twice
+    for one, other in zip(whole, resumed, strict=True):
+        assert torch.equal(one.latent, other.latent)
+        assert torch.equal(one.delta, other.delta)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any) -> None:
+    """Adam's first moment after one step is a tenth of the gradient."""
+    moments = []
+    for parts in (1, 3, 5):
+        kept: list[TrainingState] = []
+        other = copy.deepcopy(tiny_model)
+        with torch.no_grad():
+            other.model.embed_tokens.weight[300:310] *= 1.2  # so that the retain terms pull too
+        run([tiny_model, other], make_edits(), steps=2, accumulation=parts, keep=kept.append, keep_every=2)
+        moments.append(torch.cat([moment.flatten() for moment in kept[-1].first]))
+    for moment in moments[1:]:
+        assert float((moment - moments[0]).norm() / moments[0].norm()) < 1e-3
+
+
+def test_training_stops_when_told_to(tiny_model: Any) -> None:
+    asked: list[int] = []
+
+    def enough(step: int) -> bool:
+        asked.append(step)
+        return step == 3
+
+    edits = make_edits()
+    history = run([tiny_model], edits, stop=enough, soft_share=1.0)
+    assert asked == [1, 2, 3]
+    assert len(history) == 3
+    for edit in edits:  # whole moves, although rounding had not set in yet
+        assert torch.equal(edit.moves(), edit.moves().round())
+        assert torch.equal(edit.delta.detach(), edit.moves() * edit.step)
