@@ -61,6 +61,11 @@ class FactsSection:
     """What is to be forgotten, and what is to be kept."""
 
     path: Path = setting(REQUIRED, "a JSONL file of facts")
+    more: tuple[Path, ...] = setting(
+        (),
+        "further facts files: other sets to forget in the same run, or those of earlier requests when the model is "
+        "what they shipped, so that they stay forgotten",
+    )
     attribution: str = setting("", "a credit that the source of the facts asks for, printed in the model card")
 
 
@@ -127,6 +132,17 @@ class UnlearnSection:
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
+    accumulation: int = setting(
+        1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
+    )
+    validation_phrasing: int = setting(
+        -1,
+        "number of a trained phrasing, from 0, that the forgotten facts do not train on: training stops once they are "
+        "at chance on it; -1 for none",
+        at_least=-1,
+    )
+    validation_every: int = setting(9, "steps between two looks at the validation phrasing", at_least=1)
+    keep_every: int = setting(10, "steps after which an interrupted training can go on", at_least=1)
     fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 

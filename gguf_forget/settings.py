@@ -87,6 +87,10 @@ def _check_value(value: Any, annotation: Any, rule: Setting, base: Path) -> Any:
         annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
     if annotation is Path:
         return _check_path(value, rule, base)
+    if typing.get_origin(annotation) is tuple and Path in typing.get_args(annotation):
+        if not isinstance(value, (list, tuple)):
+            raise _Fault(shown(value), "a list of paths, which may be empty")
+        return tuple(_check_path(item, rule, base) for item in value)
     if typing.get_origin(annotation) is tuple:
         return _check_list(value, rule)
     if annotation in (int, float):
@@ -196,4 +200,4 @@ def as_json(value: Any) -> Any:
     """A checked value as JSON can hold it."""
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [as_json(member) for member in value] if isinstance(value, tuple) else value
