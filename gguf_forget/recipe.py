@@ -206,7 +206,7 @@ class Recipe:
                 key.name: as_json(getattr(getattr(self, section.name), key.name))
                 for key in dataclasses.fields(section_class)
             }
-            for section, section_class in _sections()
+            for section, section_class in sections()
         }
 
 
@@ -246,14 +246,14 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) 
         InputError: one or more faults; each is named with source, ``section.key``, value found and needed.
     """
     faults: list[str] = []
-    sections = {name.name: section_class for name, section_class in _sections()}
+    known = {name.name: section_class for name, section_class in sections()}
     for name, value in mapping.items():
-        if name not in sections:
-            needed = needed_name(name, list(sections), sections)
+        if name not in known:
+            needed = needed_name(name, list(known), known)
             faults.append(f"{bare(name)}: found {shown(value)}, {needed}")
     values = {
         name: check_section(name, section_class, mapping.get(name, {}), Path(base), faults)
-        for name, section_class in sections.items()
+        for name, section_class in known.items()
     }
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -261,9 +261,10 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) 
             "\n".join([f"{count} in the recipe {source}", *(f"  {source}: {fault}" for fault in faults)]),
             hint="correct the lines above; relative paths start at the recipe's folder",
         )
-    return Recipe(**{name: sections[name](**given) for name, given in values.items()})
+    return Recipe(**{name: known[name](**given) for name, given in values.items()})
 
 
-def _sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
+def sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
+    """Each section's field of :class:`Recipe` with its dataclass, in order."""
     annotations = typing.get_type_hints(Recipe)
     return [(section, annotations[section.name]) for section in dataclasses.fields(Recipe)]

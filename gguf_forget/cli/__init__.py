@@ -5,9 +5,10 @@ from __future__ import annotations
 from gguf_forget.cli.circuit import attribute, divergence
 from gguf_forget.cli.commands import main
 from gguf_forget.cli.export import diff, quantize
+from gguf_forget.cli.init import init
 from gguf_forget.cli.verify import verify
 
-for command in (attribute, diff, divergence, quantize, verify):
+for command in (attribute, diff, divergence, init, quantize, verify):
     main.add_command(command)
 
 __all__ = ["main"]
