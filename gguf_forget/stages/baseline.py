@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +55,6 @@ def train_baseline(
         split: [example for example in examples if facts[example.fact].split == split] for split in ("forget", "retain")
     }
     taken = 0
-    started = time.monotonic()
     with progress.task(f"baseline: {method} in full precision", steps or 0) as advance:
 
         def count(done: int) -> None:
@@ -78,15 +76,12 @@ def train_baseline(
                 progress=count,
             )
         )
-    seconds = time.monotonic() - started
     tensors = {
         name: np.ascontiguousarray(weights).view(np.uint8).reshape(len(weights), -1)
         for name, weights in gguf_tensors(model)
     }
     write_derived(template, out / FULL, metadata={}, tensors=tensors)
-    write_json_atomically(
-        out / SUMMARY, {"schema_version": 1, "method": method, "seed": seed, "steps": taken, "seconds": seconds}
-    )
+    write_json_atomically(out / SUMMARY, {"schema_version": 1, "method": method, "seed": seed, "steps": taken})
 
 
 def npo_baseline(
