@@ -120,10 +120,12 @@ def _facts(state: _Run) -> None:
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
-        prepare_facts(template, recipe.facts.path, recipe.text.path, out, state.progress, **options)
+        first, more = recipe.facts.path, recipe.facts.more
+        prepare_facts(template, first, recipe.text.path, out, state.progress, more=more, **options)
 
     hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
-    state.stage("facts", build, after=("load",), **options, **hashes)
+    further = {"more": [_input_hash(path) for path in recipe.facts.more]} if recipe.facts.more else {}
+    state.stage("facts", build, after=("load",), **options, **hashes, **further)
 
 
 def _agreement(state: _Run) -> None:

@@ -10,19 +10,15 @@ To add a key, add one line to its section. To add a section, add a dataclass and
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import re
-import stat
 import sys
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import InputError
+from gguf_forget.settings import REQUIRED, as_json, bare, check_section, needed_name, setting, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,27 +50,6 @@ LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a key means and which values it takes; ``None`` means no such limit."""
-
-    meaning: str
-    choices: tuple[str, ...] | None = None
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    at_most_key: str | None = None  # another key of the same section
-    directory: bool = False  # whether a path may be a directory too
-
-
-REQUIRED: Any = dataclasses.MISSING
-
-
-def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A dataclass field for one key of a recipe: its default (or ``REQUIRED``), meaning and limits."""
-    return field(default=default, metadata={"setting": Setting(meaning, **limits)})
-
-
-@dataclass(frozen=True)
 class ModelSection:
     """The model that is to forget."""
 
@@ -86,6 +61,11 @@ class FactsSection:
     """What is to be forgotten, and what is to be kept."""
 
     path: Path = setting(REQUIRED, "a JSONL file of facts")
+    more: tuple[Path, ...] = setting(
+        (),
+        "further facts files: other sets to forget in the same run, or those of earlier requests when the model is "
+        "what they shipped, so that they stay forgotten",
+    )
     attribution: str = setting("", "a credit that the source of the facts asks for, printed in the model card")
     in_clear: bool = setting(False, "name forgotten facts in report and model card, not just their hashes")
 
@@ -137,17 +117,38 @@ class UnlearnSection:
     )
     learning_rate: float = setting(0.08, "in codes of the grid per step", above=0)
     damping: float = setting(0.5, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
-    floor: int = setting(1, "smallest edit of a weight, in steps of its own sub-block's grid", at_least=1)
+    circuit: str = setting(
+        "attributed",
+        "neurons that are edited: those attributed, or as many others of every layer (a control)",
+        choices=("attributed", "random"),
+    )
+    floor: int = setting(
+        1, "smallest edit of a weight, in steps of its own sub-block's grid; 0 trains edits of any size", at_least=0
+    )
     forget_weight: float = setting(5.0, "weight of the forget term", above=0)
-    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts", at_least=0)
-    text_weight: float = setting(8.0, "weight of the KL to the original on plain text", at_least=0)
+    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts; 0 for none", at_least=0)
+    text_weight: float = setting(8.0, "weight of the KL to the original on plain text; 0 for none", at_least=0)
     fisher_quantile: float = setting(
-        0.75, "quantile of the retain Fisher above which a weight stays", above=0, at_most=1
+        0.75,
+        "quantile of the retain Fisher, beside the forget Fisher, above which a weight stays; 1 for no projection",
+        above=0,
+        at_most=1,
     )
     margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
+    accumulation: int = setting(
+        1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
+    )
+    validation_phrasing: int = setting(
+        -1,
+        "number of a trained phrasing, from 0, that the forgotten facts do not train on: training stops once they are "
+        "at chance on it; -1 for none",
+        at_least=-1,
+    )
+    validation_every: int = setting(9, "steps between two looks at the validation phrasing", at_least=1)
+    keep_every: int = setting(10, "steps after which an interrupted training can go on", at_least=1)
     fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
@@ -208,10 +209,10 @@ class Recipe:
         """Section -> key -> value as JSON can hold it, defaults filled in and paths as strings."""
         return {
             section.name: {
-                key.name: _as_json(getattr(getattr(self, section.name), key.name))
+                key.name: as_json(getattr(getattr(self, section.name), key.name))
                 for key in dataclasses.fields(section_class)
             }
-            for section, section_class in _sections()
+            for section, section_class in sections()
         }
 
     def without_folders(self) -> dict[str, dict[str, Any]]:
@@ -272,14 +273,14 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) 
         InputError: one or more faults; each is named with source, ``section.key``, value found and needed.
     """
     faults: list[str] = []
-    sections = {name.name: section_class for name, section_class in _sections()}
+    known = {name.name: section_class for name, section_class in sections()}
     for name, value in mapping.items():
-        if name not in sections:
-            needed = _needed_name(name, list(sections), sections)
-            faults.append(f"{_bare(name)}: found {_shown(value)}, {needed}")
+        if name not in known:
+            needed = needed_name(name, list(known), known)
+            faults.append(f"{bare(name)}: found {shown(value)}, {needed}")
     values = {
-        name: _check_section(name, section_class, mapping.get(name, {}), Path(base), faults)
-        for name, section_class in sections.items()
+        name: check_section(name, section_class, mapping.get(name, {}), Path(base), faults)
+        for name, section_class in known.items()
     }
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -287,168 +288,10 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str, base: Path) 
             "\n".join([f"{count} in the recipe {source}", *(f"  {source}: {fault}" for fault in faults)]),
             hint="correct the lines above; relative paths start at the recipe's folder",
         )
-    return Recipe(**{name: sections[name](**given) for name, given in values.items()})
+    return Recipe(**{name: known[name](**given) for name, given in values.items()})
 
 
-def _sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
+def sections() -> list[tuple[dataclasses.Field[Any], type[Any]]]:
+    """Each section's field of :class:`Recipe` with its dataclass, in order."""
     annotations = typing.get_type_hints(Recipe)
     return [(section, annotations[section.name]) for section in dataclasses.fields(Recipe)]
-
-
-def _check_section(section: str, section_class: type[Any], given: Any, base: Path, faults: list[str]) -> dict[str, Any]:
-    """The section's values by key, defaults filled in; what is wrong with them is appended to ``faults``."""
-    if not isinstance(given, Mapping):
-        faults.append(f"{section}: found {_shown(given)}, needed a section [{section}] with keys")
-        return {}
-    annotations = typing.get_type_hints(section_class)
-    keys = {key.name: key for key in dataclasses.fields(section_class)}
-    for name, value in given.items():
-        if name not in keys:
-            faults.append(f"{section}.{_bare(name)}: found {_shown(value)}, {_needed_name(name, list(keys))}")
-    checked: dict[str, Any] = {}
-    for name, key in keys.items():
-        rule: Setting = key.metadata["setting"]
-        if name not in given:
-            if key.default is dataclasses.MISSING:
-                faults.append(f"{section}.{name}: found nothing, needed {rule.meaning}")
-            else:
-                checked[name] = key.default
-            continue
-        try:
-            checked[name] = _check_value(given[name], annotations[name], rule, base)
-        except _Fault as fault:
-            faults.append(f"{section}.{name}: found {fault.found}, needed {fault.needed} ({rule.meaning})")
-    for name, key in keys.items():
-        other = key.metadata["setting"].at_most_key
-        if other and name in checked and other in checked and checked[name] > checked[other]:
-            faults.append(
-                f"{section}.{name}: found {checked[name]}, needed at most {section}.{other}, "
-                f"which is {checked[other]} ({key.metadata['setting'].meaning})"
-            )
-    return checked
-
-
-class _Fault(Exception):
-    """One value that does not fit its key."""
-
-    def __init__(self, found: str, needed: str) -> None:
-        super().__init__(found, needed)
-        self.found = found
-        self.needed = needed
-
-
-def _check_value(value: Any, annotation: Any, rule: Setting, base: Path) -> Any:
-    """``value`` as the type of its annotation, or ``_Fault``."""
-    if isinstance(annotation, types.UnionType):  # an optional key: TOML has no null, so it is given or absent
-        annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
-    if annotation is Path:
-        return _check_path(value, rule, base)
-    if typing.get_origin(annotation) is tuple:
-        return _check_list(value, rule)
-    if annotation in (int, float):
-        return _check_number(value, annotation, rule)
-    if not isinstance(value, annotation):
-        needed = "true or false" if annotation is bool else _one_of(rule) if rule.choices else "a text"
-        raise _Fault(_shown(value), needed)
-    if rule.choices and value not in rule.choices:
-        raise _Fault(_shown(value), _one_of(rule) + _did_you_mean(value, rule.choices))
-    return value
-
-
-def _check_number(value: Any, kind: type[int] | type[float], rule: Setting) -> int | float:
-    limits = " and ".join(
-        f"{words} {limit:g}" if abs(limit) < 1e6 else f"{words} {limit}"
-        for words, limit in (("above", rule.above), ("at least", rule.at_least), ("at most", rule.at_most))
-        if limit is not None
-    )
-    needed = f"{'a whole number' if kind is int else 'a number'} {limits}".rstrip()
-    accepted = int if kind is int else (int, float)
-    # TOML's true is no number, although Python's True is an int.
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        raise _Fault(_shown(value), needed)
-    try:
-        number: int | float = kind(value)
-    except OverflowError:  # a whole number too large for a float
-        number = math.inf
-    if (
-        not -math.inf < number < math.inf
-        or (rule.above is not None and number <= rule.above)
-        or (rule.at_least is not None and number < rule.at_least)
-        or (rule.at_most is not None and number > rule.at_most)
-    ):
-        raise _Fault(_shown(value), needed)
-    return number
-
-
-def _check_list(value: Any, rule: Setting) -> tuple[str, ...]:
-    choices = rule.choices
-    if choices is None:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
-            raise _Fault(_shown(value), "a list of names, which may be empty")
-        return tuple(value)
-    needed = f"a list of one or more of {', '.join(choices)}, none of them twice"
-    if not isinstance(value, (list, tuple)) or not value:
-        raise _Fault(_shown(value), needed)
-    for item in value:
-        if item not in choices:
-            raise _Fault(f"{_shown(item)} in it", needed + _did_you_mean(item, choices))
-        if list(value).count(item) > 1:
-            raise _Fault(f"{_shown(item)} more than once", needed)
-    return tuple(value)
-
-
-def _check_path(value: Any, rule: Setting, base: Path) -> Path:
-    needed = f"the path of an existing file{' or directory' if rule.directory else ''}"
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise _Fault(_shown(value), needed)
-    path = (base / value).absolute()
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL in it
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _Fault(f"{_shown(str(value))}, at {str(path)!r}: {reason}", needed) from error
-    if not (stat.S_ISREG(mode) or (rule.directory and stat.S_ISDIR(mode))):
-        kind = "a directory" if stat.S_ISDIR(mode) else "a special file"
-        raise _Fault(f"{_shown(str(value))}, at {str(path)!r}: {kind}", needed)
-    return path
-
-
-def _one_of(rule: Setting) -> str:
-    return "one of " + ", ".join(rule.choices or ())
-
-
-def _needed_name(name: str, names: list[str], sections: Mapping[str, type[Any]] | None = None) -> str:
-    """What was needed in place of an unknown section or key."""
-    what = "one of the sections" if sections else "one of the keys"
-    for section, section_class in (sections or {}).items():
-        if name in {key.name for key in dataclasses.fields(section_class)}:
-            return f"needed {what} {', '.join(names)}; did you mean {section}.{name}, under [{section}]?"
-    return f"needed {what} {', '.join(names)}{_did_you_mean(name, names)}"
-
-
-def _did_you_mean(name: Any, names: typing.Iterable[str]) -> str:
-    folded = {candidate.casefold(): candidate for candidate in names}
-    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
-    return f"; did you mean {folded[close[0]]}?" if close else ""
-
-
-def _bare(name: str) -> str:
-    """A key as TOML would write it: one that is not plain is quoted, control characters escaped."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else repr(name)
-
-
-_TOML_TYPES = {bool: "boolean", int: "integer", float: "float", str: "string", list: "array", dict: "table"}
-
-
-def _shown(value: Any) -> str:
-    """A value found, short enough for a message, with TOML's name of its type."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    if len(text) > 80:
-        text = text[:77] + "…"
-    return f"{text} ({_TOML_TYPES.get(type(value), type(value).__name__)})"
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.cli import main
+from gguf_forget.export.edit import load_edits
 from gguf_forget.facts.schema import Fact
 from gguf_forget.progress import Progress
+from gguf_forget.recipe import load_recipe
 from gguf_forget.run_directory import sha256_file
+from gguf_forget.stages.unlearn import unlearn
 from gguf_forget.stages.verify import check_agreement
 from gguf_forget.verification.scores import FileScores
 
@@ -123,15 +128,32 @@ def test_every_shipped_file_is_the_stock_file_plus_the_edit(project: Path) -> No
 
 def test_the_circuit_is_the_only_place_that_changed(project: Path) -> None:
     run = project / "done"
-    from gguf_forget.circuit.artifact import load_circuit
-    from gguf_forget.export.edit import load_edits
-
     circuit, forget, _ = load_circuit(run / "attribute" / "circuit.safetensors")
     assert circuit.size == round(0.05 * forget.size)
     for edit in load_edits(run / "unlearn" / "edit.safetensors"):
         layer = int(edit.tensor.split(".")[1])
         assert np.array_equal(edit.neurons, circuit.neurons[layer])
         assert not edit.delta[~edit.allowed].any()
+
+
+def test_a_random_circuit_of_the_same_layers_takes_the_place_of_the_attributed_one(
+    project: Path, tmp_path: Path
+) -> None:
+    run = project / "done"
+    options = replace(load_recipe(project / "recipe.toml").unlearn, circuit="random", steps=2)
+    unlearn(
+        run / "load" / "template.gguf",
+        run / "stock" / "Q4_K_M.gguf",
+        run / "facts",
+        run / "attribute" / "circuit.safetensors",
+        options,
+        tmp_path,
+        Progress(),
+    )
+    attributed = {edit.tensor: edit.neurons for edit in load_edits(run / "unlearn" / "edit.safetensors")}
+    for edit in load_edits(tmp_path / "edit.safetensors"):
+        assert len(edit.neurons) == len(attributed[edit.tensor])
+        assert not set(edit.neurons.tolist()) & set(attributed[edit.tensor].tolist())
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])

@@ -49,7 +49,8 @@ def faults_of(mapping: dict[str, Any], base: Path) -> list[str]:
 def test_defaults_are_filled_in(folder: Path) -> None:
     resolved = recipe_from_mapping(least(), source="r.toml", base=folder).resolved()
     assert resolved["model"] == {"path": str(folder / "model.gguf")}
-    assert resolved["facts"] == {"path": str(folder / "facts.jsonl"), "attribution": "", "in_clear": False}
+    expected = {"path": str(folder / "facts.jsonl"), "more": [], "attribution": "", "in_clear": False}
+    assert resolved["facts"] == expected
     assert resolved["text"] == {"path": None}
     assert resolved["export"] == {"types": ["F16", "Q8_0", "Q4_K_M"]}
     assert resolved["gates"] == {
@@ -66,6 +67,20 @@ def test_defaults_are_filled_in(folder: Path) -> None:
     }
     for name, section in (("attribute", AttributeSection), ("unlearn", UnlearnSection), ("verify", VerifySection)):
         assert resolved[name] == {field.name: field.default for field in dataclasses.fields(section)}
+
+
+def test_further_facts_files_are_paths_of_their_own(folder: Path) -> None:
+    mapping = least()
+    mapping["facts"]["more"] = ["facts.jsonl", "absent.jsonl"]
+    (fault,) = faults_of(mapping, folder)
+    assert fault.startswith("facts.more: found 'absent.jsonl'")
+    mapping["facts"]["more"] = "facts.jsonl"
+    (fault,) = faults_of(mapping, folder)
+    assert "needed a list of paths" in fault
+    mapping["facts"]["more"] = ["facts.jsonl"]
+    recipe = recipe_from_mapping(mapping, source="r.toml", base=folder)
+    assert recipe.facts.more == (folder / "facts.jsonl",)
+    assert recipe.resolved()["facts"]["more"] == [str(folder / "facts.jsonl")]
 
 
 def test_a_resolved_recipe_reads_back_as_itself(folder: Path) -> None:
@@ -165,7 +180,7 @@ def test_all_faults_are_reported_together(folder: Path) -> None:
         ("attribute", "seed", 2**32),
         ("unlearn", "objective", "forget"),
         ("unlearn", "objective", ["npo"]),
-        ("unlearn", "floor", 0),
+        ("unlearn", "floor", -1),
         ("unlearn", "learning_rate", float("inf")),
         ("unlearn", "learning_rate", 10**400),
         ("unlearn", "fisher_quantile", 0.0),

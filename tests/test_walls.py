@@ -13,7 +13,7 @@ import pytest
 import gguf_forget
 
 PACKAGE = Path(gguf_forget.__file__).parent
-LINE_UP = ("cli", "pipeline", "stages", "recipe", "run_directory")
+LINE_UP = ("cli", "pipeline", "stages", "presets", "recipe", "settings", "run_directory")
 ORGANS = (
     "checkpoint",
     "circuit",

@@ -162,6 +162,34 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = 
     return tuple(facts)
 
 
+def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
+    """Several sets of facts as one, in order; what is equal in two of them is taken once.
+
+    What any set forgets is forgotten: a kept fact of the same subject and relation in another one gives way. So the
+    sets of earlier requests stay forgotten when a later one, which knew nothing of them, kept their facts.
+
+    Raises:
+        InputError: facts of one relation and split with different numbers of phrasings.
+    """
+    forgotten = {(fact.subject, fact.relation) for facts in sets for fact in facts if fact.split == "forget"}
+    joined = tuple(
+        dict.fromkeys(
+            fact
+            for facts in sets
+            for fact in facts
+            if fact.split == "forget" or (fact.subject, fact.relation) not in forgotten
+        )
+    )
+    faults: list[str] = []
+    _check_phrasings(joined, range(1, len(joined) + 1), faults)
+    if faults:
+        raise InputError(
+            f"the facts of [facts] path and more do not fit together: {faults[0]} (lines of all files in a row)",
+            hint="give facts of one relation and split equally many phrasings in every file",
+        )
+    return joined
+
+
 def dump_facts(facts: Iterable[Fact]) -> bytes:
     """The facts as the bytes of a facts file: one sorted JSON object a line, UTF-8."""
     lines = (json.dumps(asdict(fact), ensure_ascii=False, sort_keys=True) for fact in facts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.errors import InputError
-from gguf_forget.facts.schema import Fact, dump_facts, facts_hash, read_facts
+from gguf_forget.facts.schema import Fact, dump_facts, facts_hash, join_facts, read_facts
 from gguf_forget.facts.text import HALVES, builtin_documents, chunks, file_documents, sample_model
 from gguf_forget.facts.tokens import encode_facts, split_tokens
 from gguf_forget.progress import Progress
@@ -38,13 +39,14 @@ def prepare_facts(
     *,
     perplexity_tokens: int,
     seed: int,
+    more: Sequence[Path] = (),
 ) -> tuple[Fact, ...]:
-    """Write ``out``/facts.jsonl and ``out``/text.json.
+    """Write ``out``/facts.jsonl, all of ``facts_path`` and ``more`` joined, and ``out``/text.json.
 
     Every prompt, answer and distractor is tokenized once here, so that an answer that tokenizes to nothing is found
     before any training.
     """
-    facts = read_facts(facts_path)
+    facts = join_facts([read_facts(facts_path), *(read_facts(path, needed=()) for path in more)])
     tokenize = load_tokenizer(template)
     for held_out in (False, True):
         encode_facts(facts, tokenize, held_out=held_out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from gguf_forget.checkpoint.architecture import architecture
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import load_circuit
-from gguf_forget.circuit.selection import Circuit
-from gguf_forget.errors import EvaluationError, UnsupportedError
+from gguf_forget.circuit.selection import Circuit, random_circuit
+from gguf_forget.errors import EvaluationError, InputError, UnsupportedError
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example, encode_facts
@@ -22,14 +24,18 @@ from gguf_forget.grids import codec_for
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
-from gguf_forget.stages.facts import load_facts
+from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
+from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
+from gguf_forget.unlearning.memory import training_memory
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
+from gguf_forget.unlearning.validation import above_chance
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
+ANSWER_TOKENS = 3  # of an answer, for the estimate of memory
 
 
 def _tensor_name(kind: str, role: str, layer: int) -> str:
@@ -88,6 +94,69 @@ def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list
     return [example for example in examples if facts[example.fact].split == split]
 
 
+def _bytes_needed(bases: list[Any], edits: list[CodeMoves], options: UnlearnSection) -> int:
+    mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
+    answers = (mixture.forget + mixture.retain) * ANSWER_TOKENS
+    return training_memory(
+        parameters=bases[0].num_parameters(),
+        bases=len(bases),
+        circuit_weights=sum(edit.step.numel() for edit in edits),
+        positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every) // options.accumulation,
+        vocabulary=bases[0].config.vocab_size,
+    )
+
+
+def _held_back(facts: tuple[Fact, ...], forget: list[Example], phrasing: int) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, and those of the validation phrasing; a fact's only phrasing is always trained on."""
+    held = [e for e in forget if e.phrasing == phrasing and len(facts[e.fact].prompts) > 1]
+    if phrasing >= 0 and not held:
+        raise InputError(
+            f"unlearn.validation_phrasing: found {phrasing}, needed the number of a phrasing (from 0) of forgotten "
+            "facts that have more than one",
+            hint="add prompts to the facts, or set it to -1",
+        )
+    return [example for example in forget if example not in held], held
+
+
+def _targets(
+    model: Any, facts: tuple[Fact, ...], forget: list[Example], pool: list[Example], seed: int, progress: Progress
+) -> torch.Tensor:
+    with progress.task("what the original says of an unknown subject", len(forget)) as advance:
+        return unknown_subject_targets(
+            model,
+            facts,
+            forget,
+            build_rivals(facts, forget),
+            pool,
+            first_token_subjects=48,
+            later_token_subjects=4,
+            seed=seed,
+            progress=advance,
+        )
+
+
+def _stopper(
+    model: Any,
+    edits: list[CodeMoves],
+    facts: tuple[Fact, ...],
+    held: list[Example],
+    targets: torch.Tensor,
+    options: UnlearnSection,
+    progress: Progress,
+) -> Callable[[int], bool]:
+    """Whether the validation phrasing is at chance, looked at every few steps."""
+    rivals = build_rivals(facts, held)
+
+    def stop(step: int) -> bool:
+        if step % options.validation_every:
+            return False
+        above = above_chance(model, edits, held, rivals, targets)
+        progress.note(f"step {step}: answers to the validation phrasing stand {above:.2f} nats above chance")
+        return above <= 0
+
+    return stop
+
+
 def unlearn(
     template: Path,
     stock: Path,
@@ -100,12 +169,16 @@ def unlearn(
     """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stock``: the original on the grid that is trained."""
     facts, text = load_facts(facts_folder)
     circuit, _, _ = load_circuit(circuit_path)
+    if options.circuit == "random":
+        circuit = random_circuit(circuit, seed=options.seed)
     kind = GgufFile(template).text("general.architecture")
     tokenize = load_tokenizer(template)
     examples = encode_facts(facts, tokenize)
-    forget, retain = _split(facts, examples, "forget"), _split(facts, examples, "retain")
+    forget, held = _held_back(facts, _split(facts, examples, "forget"), options.validation_phrasing)
+    retain = _split(facts, examples, "retain")
     bases = [load_torch(path, bfloat16=True) for path in (template, stock)]
     edits = grid_moves(stock, circuit, kind, floor=options.floor)
+    progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory")
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
     fisher_forget = _fisher(bases[0], edits, forget, options.fisher_examples, options.seed, progress, "forgotten")
@@ -114,21 +187,27 @@ def unlearn(
     ):
         edit.allowed &= mask
 
-    rivals = build_rivals(facts, forget)
     targets = torch.zeros(len(forget))
     if options.objective == "unknown_subject":
-        with progress.task("what the original says of an unknown subject", len(forget)) as advance:
-            targets = unknown_subject_targets(
-                bases[0],
-                facts,
-                forget,
-                rivals,
-                examples,
-                first_token_subjects=48,
-                later_token_subjects=4,
-                seed=options.seed,
-                progress=advance,
-            )
+        targets = _targets(bases[0], facts, forget, examples, options.seed, progress)
+    stop: Callable[[int], bool] = lambda step: False  # noqa: E731
+    if held:
+        chance = _targets(bases[0], facts, held, examples, options.seed, progress)
+        stop = _stopper(bases[-1], edits, facts, held, chance, options, progress)
+    saved = SavedState(
+        out.parent,
+        {
+            "template": template,
+            "stock": stock,
+            "circuit": circuit_path,
+            "facts": facts_folder / FACTS,
+            "text": facts_folder / TEXT,
+        },
+        asdict(options),
+    )
+    state = saved.load()
+    if state is not None:
+        progress.note(f"training goes on after step {len(state.history)}")
     with progress.task("training through the grid", options.steps) as advance:
 
         def show(losses: StepLosses) -> None:
@@ -145,7 +224,7 @@ def unlearn(
             retain,
             text.train + text.samples,
             objective=options.objective,
-            rivals=rivals,
+            rivals=build_rivals(facts, forget),
             targets=targets,
             margin=options.margin,
             steps=options.steps,
@@ -156,6 +235,11 @@ def unlearn(
             mixture=Mixture(forget=options.batch_forget, retain=options.batch_retain),
             npo_beta=options.npo_beta,
             seed=options.seed,
+            accumulation=options.accumulation,
+            state=state,
+            keep=saved.save,
+            keep_every=options.keep_every,
+            stop=stop,
             progress=show,
         )
     found = [
@@ -172,6 +256,7 @@ def unlearn(
     if not moved:
         raise EvaluationError("training moved no code at all", hint="raise unlearn.steps or unlearn.learning_rate")
     save_edits(found, out / EDIT)
+    saved.remove()
     weights = sum(edit.allowed.size for edit in found)
     write_json_atomically(
         out / SUMMARY,
@@ -179,7 +264,7 @@ def unlearn(
             "schema_version": 1,
             "objective": options.objective,
             "grid": options.grid,
-            "steps": options.steps,
+            "steps": len(history),
             "circuit_weights": weights,
             "frozen_by_projection": int(weights - sum(int(edit.allowed.sum()) for edit in found)),
             "moved": moved,

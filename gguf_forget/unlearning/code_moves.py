@@ -52,7 +52,7 @@ class CodeMoves:
         self.delta = torch.zeros_like(self.step).requires_grad_(True)
 
     def moves(self) -> torch.Tensor:
-        """Whole code moves, float32 [n, d]."""
+        """Code moves, float32 [n, d]: whole ones, unless ``floor`` is 0."""
         return floored_moves(self.latent, floor=self.floor, lowest=self.lowest, highest=self.highest)
 
     def refresh(self, hardness: float = 1.0) -> None:

@@ -1,6 +1,6 @@
 """Forget and retain terms: short pure functions of log-probabilities, one scalar each.
 
-Shapes: S scored positions, E examples, V vocabulary. All in nats.
+Shapes: S scored positions, E examples, V vocabulary, T tokens, d = d_model. All in nats, but for ``misdirection``.
 """
 
 from __future__ import annotations
@@ -29,3 +29,40 @@ def chance_level(answer: torch.Tensor, target: torch.Tensor, *, margin: float = 
     goal, from either side. So an answer is neither kept nor driven below chance.
     """
     return functional.smooth_l1_loss(answer, target - margin)
+
+
+def gradient_ascent(tokens: torch.Tensor) -> torch.Tensor:
+    """GA (TOFU, arXiv 2401.06121, section 4): the mean log-probability of the answers' tokens, [S], made small.
+
+    Unbounded below: nothing but the number of steps ends it.
+    """
+    return tokens.mean()
+
+
+def likelihood(tokens: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-probability of kept answers' tokens, [S]: the retain term of GradDiff (arXiv 2401.06121)."""
+    return -tokens.mean()
+
+
+def simple_preference(
+    answer: torch.Tensor, lengths: torch.Tensor, *, beta: float = 4.5, delta: float = 0.0
+) -> torch.Tensor:
+    """SimNPO (Fan et al., arXiv 2410.07163, equation 4): -(2 / beta) log sigmoid(-(beta / |y|) log p - delta).
+
+    NPO without a reference, each answer's log-probability divided by its number of tokens. ``answer``: summed
+    log-probabilities, [E]; ``lengths``: tokens of each answer, [E]; ``delta``: the margin (the paper's gamma).
+    """
+    return -(2.0 / beta) * functional.logsigmoid(-beta * answer / lengths - delta).mean()
+
+
+def misdirection(
+    forget: torch.Tensor, target: torch.Tensor, retain: torch.Tensor, reference: torch.Tensor, *, alpha: float = 1200.0
+) -> torch.Tensor:
+    """RMU (Li et al., WMDP, arXiv 2403.03218, section 4): squared distances of hidden states.
+
+    Mean over tokens and dimensions of (forget - target)^2, plus ``alpha`` times that of (retain - reference)^2.
+    ``forget`` [T, d] and ``retain`` [T', d]: hidden states of the trained model; ``target`` [d]: a fixed direction;
+    ``reference`` [T', d]: the frozen model's.
+    """
+    lost = functional.mse_loss(forget, target.expand_as(forget))
+    return lost + alpha * functional.mse_loss(retain, reference)

@@ -3,6 +3,8 @@
 Each step adds the forget term and the retain terms over one mixed batch, computed with whole code moves
 applied to one of the base models in turn (full precision, and twice as often the quantized original), and
 updates the latent code moves with Adam. The reference of every retain term is the full-precision original.
+A run that was cut off goes on from a :class:`TrainingState` and ends in the same bytes: what its finished steps drew
+is drawn again, nothing is computed twice.
 
 Shapes: see code_moves (edits) and scoring (batches).
 """
@@ -24,7 +26,15 @@ from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
-from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack, plain_text
+from gguf_forget.unlearning.scoring import (
+    Batch,
+    Sequences,
+    answer_log_probability,
+    answers,
+    log_probabilities,
+    pack,
+    plain_text,
+)
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 
@@ -56,6 +66,129 @@ class Weights:
     text: float = 4.0
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that the steps so far have left behind: latents and Adam's moments, one of each for every edit."""
+
+    latents: tuple[torch.Tensor, ...]
+    first: tuple[torch.Tensor, ...]
+    second: tuple[torch.Tensor, ...]
+    history: tuple[StepLosses, ...]
+
+
+def _resume(state: TrainingState, edits: Sequence[CodeMoves], optimizer: DampedAdam) -> list[StepLosses]:
+    with torch.no_grad():
+        for own, kept in (
+            ([edit.latent for edit in edits], state.latents),
+            (optimizer.first, state.first),
+            (optimizer.second, state.second),
+        ):
+            for tensor, value in zip(own, kept, strict=True):
+                tensor.copy_(value)
+    optimizer.steps = len(state.history)
+    return list(state.history)
+
+
+def _state(edits: Sequence[CodeMoves], optimizer: DampedAdam, history: Sequence[StepLosses]) -> TrainingState:
+    def copied(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors)
+
+    latents = copied([edit.latent for edit in edits])
+    return TrainingState(latents, copied(optimizer.first), copied(optimizer.second), tuple(history))
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The forget term: see :func:`train` for the attributes."""
+
+    objective: str
+    rivals: Rivals
+    targets: torch.Tensor
+    margin: float
+    npo_beta: float
+
+    def known(self, reference: Any, part: Batch) -> torch.Tensor | None:
+        """What NPO compares with. Asked for before any edit is applied: the reference may be the model itself."""
+        if self.objective != "npo" or not part.sequences:
+            return None
+        return answer_log_probability(log_probabilities(reference, part), part)
+
+    def loss(self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None) -> torch.Tensor:
+        if known is not None:
+            return negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
+        return chance_level(standing(found, part, self.rivals, rows), self.targets[list(rows)], margin=self.margin)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """What a step or a part of it sees: rows of the forget examples, kept examples, chunks of text."""
+
+    chosen: Sequence[int]
+    kept: Sequence[Example]
+    prose: Sequence[Sequence[int]]
+
+    def sequences(self, forget: Sequence[Example], mixture: Mixture) -> list[Sequences]:
+        asked = answers([forget[index] for index in self.chosen])
+        return [asked, answers(self.kept), plain_text(self.prose, every=mixture.text_every)]
+
+    def counts(self, forget: Sequence[Example], mixture: Mixture) -> list[int]:
+        """What each term is a mean over: examples to forget, scored positions of kept facts and of text."""
+        _, *kept = self.sequences(forget, mixture)
+        return [len(self.chosen), *(sum(map(len, part.scored)) for part in kept)]
+
+
+def _accumulate(
+    model: Any,
+    reference: Any,
+    edits: Sequence[CodeMoves],
+    parts: Sequence[_Lists],
+    totals: Sequence[int],
+    forget: Sequence[Example],
+    mixture: Mixture,
+    weights: Weights,
+    goal: _Goal,
+) -> tuple[float, float, float]:
+    """Forget, retain and text loss of the whole step; gradients of their weighted sum are left in the edits."""
+    values = [0.0, 0.0, 0.0]
+    factors = (weights.forget, weights.retain, weights.text)
+    for own in parts:
+        asked, kept, prose = own.sequences(forget, mixture)
+        sequences = asked + kept + prose
+        if not len(sequences):
+            continue
+        batch = pack(sequences)
+        split = batch.split([len(asked), len(kept), len(prose)])
+        kept_and_prose = kept + prose
+        with torch.no_grad():
+            expected = (
+                log_probabilities(reference, pack(kept_and_prose)).split([len(p.rows) for p in split[1:]])
+                if len(kept_and_prose)
+                else [torch.empty(0)] * 2
+            )
+            known = goal.known(reference, split[0])
+        with applied(model, edits):
+            found = log_probabilities(model, batch).split([len(p.rows) for p in split])
+            losses = [
+                goal.loss(found[0], split[0], own.chosen, known) if len(asked) else None,
+                *(divergence(e, f) if len(f) else None for e, f in zip(expected, found[1:], strict=True)),
+            ]
+            counts = own.counts(forget, mixture)
+            shares = [count / total if total else 0.0 for count, total in zip(counts, totals, strict=True)]
+            terms = [
+                factor * share * loss
+                for factor, share, loss in zip(factors, shares, losses, strict=True)
+                if loss is not None
+            ]
+            torch.stack(terms).sum().backward()
+        for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
+            values[index] += share * float(loss.detach()) if loss is not None else 0.0
+    return values[0], values[1], values[2]
+
+
+def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
+    return items[index * len(items) // parts : (index + 1) * len(items) // parts]
+
+
 def train(
     bases: Sequence[Any],
     edits: Sequence[CodeMoves],
@@ -76,12 +209,23 @@ def train(
     mixture: Mixture,
     npo_beta: float,
     seed: int,
+    accumulation: int = 1,
+    state: TrainingState | None = None,
+    keep: Callable[[TrainingState], None] | None = None,
+    keep_every: int = 10,
+    stop: Callable[[int], bool] = lambda step: False,
     progress: Callable[[StepLosses], None] = lambda losses: None,
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
-    ``objective``: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``,
-    less ``margin`` nats) or ``npo``.
+    Args:
+        objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
+            ``margin`` nats) or ``npo``.
+        accumulation: parts into which every batch is cut; their gradients add up to that of the whole, up to the order
+            of additions, and only one part's activations are in memory.
+        state: where an earlier run was cut off, given the same arguments.
+        keep: hears the state after every ``keep_every`` steps.
+        stop: asked after every step, with the number of steps done, whether it was enough. It may refresh the edits.
     """
     generator = random.Random(seed)
     forget_source = cycle(range(len(forget)), generator)
@@ -92,48 +236,45 @@ def train(
     # come back on their grids.
     turns = [reference, *bases[1:], *bases[1:]]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    history = []
+    goal = _Goal(objective, rivals, targets, margin, npo_beta)
+    history = _resume(state, edits, optimizer) if state else []
+    done = len(history)
     for step in range(steps):
-        model = turns[step % len(turns)]
+        chosen = list(islice(forget_source, mixture.forget))
+        kept = list(islice(retain_source, mixture.retain))
+        prose = list(islice(text_source, mixture.text))
+        if step < done:
+            continue
         # The learning rate decays over the last half.
         optimizer.learning_rate = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
-        chosen = list(islice(forget_source, mixture.forget))
-        asked = answers([forget[index] for index in chosen])
-        kept = answers(list(islice(retain_source, mixture.retain)))
-        prose = plain_text(list(islice(text_source, mixture.text)), every=mixture.text_every)
-        batch = pack(asked + kept + prose)
-        forget_part, *kept_parts = batch.split([len(asked), len(kept), len(prose)])
         hardness = 1.0 if soft_share <= 0 else min(1.0, step / (soft_share * steps))
         for edit in edits:
             edit.refresh(hardness)
-        with torch.no_grad():
-            references = log_probabilities(reference, pack(kept + prose)).split([len(p.rows) for p in kept_parts])
-            if objective == "npo":
-                known = answer_log_probability(log_probabilities(reference, forget_part), forget_part)
-        with applied(model, edits):
-            asked_log_probs, *kept_log_probs = log_probabilities(model, batch).split(
-                [len(part.rows) for part in (forget_part, *kept_parts)]
-            )
-            if objective == "npo":
-                answer = answer_log_probability(asked_log_probs, forget_part)
-                loss = negative_preference(answer, known, beta=npo_beta)
-            else:
-                found = standing(asked_log_probs, forget_part, rivals, chosen)
-                loss = chance_level(found, targets[chosen], margin=margin)
-            losses = [loss, *map(divergence, references, kept_log_probs)]
-            total = weights.forget * losses[0] + weights.retain * losses[1] + weights.text * losses[2]
-            total.backward()
-        values = [float(loss.detach()) for loss in losses]
-        if not all(value == value and abs(value) != float("inf") for value in values):
+        whole = _Lists(chosen, kept, prose)
+        losses = _accumulate(
+            turns[step % len(turns)],
+            reference,
+            edits,
+            [_Lists(*(_part(each, i, accumulation) for each in (chosen, kept, prose))) for i in range(accumulation)],
+            whole.counts(forget, mixture),
+            forget,
+            mixture,
+            weights,
+            goal,
+        )
+        if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
-                f"training diverged at step {step + 1}: losses {values}",
+                f"training diverged at step {step + 1}: losses {list(losses)}",
                 hint="lower unlearn.learning_rate",
             )
         optimizer.step([edit.latent_gradient() for edit in edits])
         moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
-        forget_loss, retain_loss, text_loss = values
-        history.append(StepLosses(step + 1, forget_loss, retain_loss, text_loss, moved))
+        history.append(StepLosses(step + 1, *losses, moved))
         progress(history[-1])
+        if keep is not None and len(history) % keep_every == 0:
+            keep(_state(edits, optimizer, history))
+        if stop(step + 1):
+            break
     for edit in edits:
         edit.refresh()
     return history

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from gguf_forget.errors import InputError
-from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, Fact, continuation, dump_facts, facts_hash, read_facts
+from gguf_forget.facts.schema import (
+    MAX_FAULTS_SHOWN,
+    Fact,
+    continuation,
+    dump_facts,
+    facts_hash,
+    join_facts,
+    read_facts,
+)
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -190,3 +198,21 @@ def test_free_text_needs_no_distractors_where_they_are_not_asked_for(tmp_path: P
     with pytest.raises(InputError, match="line 1: no distractors"):
         read_facts(path)
     assert read_facts(path, free_text=True)[0].distractors == ()
+
+
+def test_joined_sets_forget_what_any_of_them_forgets() -> None:
+    def fact(subject: str, split: str, *prompts: str) -> Fact:
+        return Fact(subject, "capital", "a", ("b",), split, prompts or (f"The capital of {subject} is",))
+
+    earlier = (fact("France", "forget"), fact("Japan", "retain"), fact("Spain", "retain"))
+    later = (fact("Spain", "forget"), fact("France", "retain"), fact("Japan", "retain"), fact("Peru", "retain"))
+    found = join_facts([later, earlier])
+    assert [(each.subject, each.split) for each in found] == [
+        ("Spain", "forget"),
+        ("Japan", "retain"),
+        ("Peru", "retain"),
+        ("France", "forget"),
+    ]
+    assert join_facts([later]) == later
+    with pytest.raises(InputError, match="2 prompts and 0 held-out prompts"):
+        join_facts([later, (fact("Italy", "forget", "one", "two"),)])

@@ -43,6 +43,10 @@ def test_each_weight_has_its_own_room() -> None:
     assert found.tolist() == [[1.0, 2.0], [-1.0, -2.0]]
 
 
+def test_no_floor_leaves_the_update_as_it_is_inside_the_grid() -> None:
+    assert moves([0.0, 0.25, -0.25, 1.5, 40.0, -40.0], floor=0) == [0.0, 0.25, -0.25, 1.5, 7.0, -8.0]
+
+
 @given(st.floats(-40, 40, width=32), st.integers(1, 3), st.integers(0, 15))
 def test_a_move_is_nothing_or_at_least_the_floor_in_the_right_direction(latent: float, floor: int, code: int) -> None:
     (found,) = moves([latent], floor=floor, lowest=-code, highest=15 - code)

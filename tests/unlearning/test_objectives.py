@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
+from gguf_forget.unlearning.objectives import (
+    chance_level,
+    divergence,
+    gradient_ascent,
+    likelihood,
+    misdirection,
+    negative_preference,
+    simple_preference,
+)
 
 
 def test_divergence_by_hand() -> None:
@@ -58,3 +66,38 @@ def test_chance_level_by_hand() -> None:
     assert (3 * answer.grad).tolist() == pytest.approx([1.0, -1.0, -0.5], rel=1e-6)
     assert float(chance_level(target - 1.5, target, margin=1.5)) == 0.0
     assert float(chance_level(target, target, margin=3.0)) == pytest.approx(2.5, rel=1e-6)
+
+
+def test_ascent_and_likelihood_are_each_others_negative() -> None:
+    tokens = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
+    assert float(gradient_ascent(tokens)) == -3.0
+    assert float(likelihood(tokens)) == 3.0
+
+
+def test_simple_preference_by_hand() -> None:
+    answer = torch.tensor([-2.0, -9.0], dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([1, 3])
+    # -log sigmoid(2 * 2 - 1) and -log sigmoid(2 * 3 - 1)
+    expected = (2 / 2) * (math.log1p(math.exp(-3)) + math.log1p(math.exp(-5))) / 2
+    loss = simple_preference(answer, lengths, beta=2.0, delta=1.0)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert answer.grad is not None
+    # The derivative is 2 sigmoid(beta log p / |y| + delta) / |y| / E.
+    by_hand = [1 / (1 + math.exp(3)), 1 / (1 + math.exp(5)) / 3]
+    assert answer.grad.tolist() == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_simple_preference_ignores_how_long_an_answer_is() -> None:
+    one = simple_preference(torch.tensor([-2.0]), torch.tensor([1]))
+    three = simple_preference(torch.tensor([-6.0]), torch.tensor([3]))
+    assert float(one) == float(three)
+
+
+def test_misdirection_by_hand() -> None:
+    forget = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    target = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    retain = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    reference = torch.tensor([[0.0, 3.0]], dtype=torch.float64)
+    # ((0 + 4) + (4 + 16)) / 4 = 6; (1 + 4) / 2 = 2.5
+    assert float(misdirection(forget, target, retain, reference, alpha=10.0)) == 6.0 + 25.0

@@ -13,9 +13,8 @@ from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
-from gguf_forget.unlearning.dense import train_dense_npo
 from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
-from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
 
 FACTS = [
@@ -140,6 +139,14 @@ def test_a_floor_of_two_makes_no_single_step(tiny_model: Any) -> None:
     assert 1 not in sizes.int().tolist()
 
 
+def test_without_a_floor_edits_of_any_size_are_trained(tiny_model: Any) -> None:
+    edits = make_edits(floor=0)
+    history = run([tiny_model], edits, steps=12, learning_rate=0.05)
+    assert history[-1].forget < history[0].forget
+    sizes = torch.cat([edit.moves().abs().flatten() for edit in edits])
+    assert 0 < float(sizes[sizes > 0].median()) < 0.5  # whole moves would all be nothing
+
+
 def test_bases_take_turns(tiny_model: Any) -> None:
     """The second base counts, twice as often: with one that already forgot, its steps start from another loss."""
     other = copy.deepcopy(tiny_model)
@@ -163,28 +170,54 @@ def test_losses_that_are_not_finite_end_the_run(tiny_model: Any, bad: float) -> 
     assert not any(module._forward_hooks for module in broken.modules())
 
 
-def test_dense_training_forgets_in_a_copy(tiny_model: Any) -> None:
-    before = [parameter.clone() for parameter in tiny_model.parameters()]
-    told: list[int] = []
-    trained = [
-        train_dense_npo(
-            tiny_model,
-            FACTS,
-            FORGET,
-            RETAIN,
-            steps=5,
-            learning_rate=1e-3,
-            batch=3,
-            seed=0,
-            progress=told.append,
-        )
-        for _ in range(2)
-    ]
-    assert told == [1] * 10
-    assert float((answer_nats(trained[0]) - answer_nats(tiny_model)).max()) < -0.5
-    for own, original in zip(tiny_model.parameters(), before, strict=True):
-        assert torch.equal(own, original)
-        assert not own.requires_grad
-    for first, second in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
-        assert torch.equal(first, second)
-        assert not first.requires_grad
+@pytest.mark.parametrize("objective", ["npo", "unknown_subject"])
+def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objective: str) -> None:
+    whole, cut, resumed = make_edits(), make_edits(), make_edits()
+    options: dict[str, Any] = {"objective": objective, "steps": 7, "soft_share": 0.6}
+    history = run([tiny_model, tiny_model], whole, **options)
+    kept: list[TrainingState] = []
+
+    def killed(losses: StepLosses) -> None:
+        if losses.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([tiny_model, tiny_model], cut, keep=kept.append, keep_every=2, progress=killed, **options)
+    assert [len(state.history) for state in kept] == [2, 4]
+    told: list[StepLosses] = []
+    again = run([tiny_model, tiny_model], resumed, state=kept[-1], progress=told.append, **options)
+    assert again == history
+    assert [losses.step for losses in told] == [5, 6, 7]  # nothing is computed twice
+    for one, other in zip(whole, resumed, strict=True):
+        assert torch.equal(one.latent, other.latent)
+        assert torch.equal(one.delta, other.delta)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any) -> None:
+    """Adam's first moment after one step is a tenth of the gradient."""
+    moments = []
+    for parts in (1, 3, 5):
+        kept: list[TrainingState] = []
+        other = copy.deepcopy(tiny_model)
+        with torch.no_grad():
+            other.model.embed_tokens.weight[300:310] *= 1.2  # so that the retain terms pull too
+        run([tiny_model, other], make_edits(), steps=2, accumulation=parts, keep=kept.append, keep_every=2)
+        moments.append(torch.cat([moment.flatten() for moment in kept[-1].first]))
+    for moment in moments[1:]:
+        assert float((moment - moments[0]).norm() / moments[0].norm()) < 1e-3
+
+
+def test_training_stops_when_told_to(tiny_model: Any) -> None:
+    asked: list[int] = []
+
+    def enough(step: int) -> bool:
+        asked.append(step)
+        return step == 3
+
+    edits = make_edits()
+    history = run([tiny_model], edits, stop=enough, soft_share=1.0)
+    assert asked == [1, 2, 3]
+    assert len(history) == 3
+    for edit in edits:  # whole moves, although rounding had not set in yet
+        assert torch.equal(edit.moves(), edit.moves().round())
+        assert torch.equal(edit.delta.detach(), edit.moves() * edit.step)

@@ -1,0 +1,41 @@
+"""`gguf-forget init`: a recipe to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gguf_forget.cli.common import guarded
+
+
+@click.command()
+@click.argument("preset")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("recipe.toml"), help="[default: recipe.toml]"
+)
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def init(preset: str, out: Path, debug: bool) -> None:
+    """Write a recipe from PRESET (capitals), with every key's meaning and default as a comment.
+
+    \b
+    Example:
+      gguf-forget init capitals -o recipe.toml
+    """
+
+    def work() -> int:
+        from gguf_forget.errors import InputError
+        from gguf_forget.presets import recipe_text
+
+        text = recipe_text(preset)
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise InputError(f"{out} is there already, needed a free path", hint="choose another with -o") from None
+        except OSError as error:
+            raise InputError(f"cannot write {out}", cause=str(error)) from error
+        click.echo(f"wrote {out}; put a model and facts where [model] and [facts] say, then: gguf-forget run {out}")
+        return 0
+
+    guarded(work, debug=debug)

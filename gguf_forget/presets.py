@@ -1,0 +1,64 @@
+"""Recipes to start from: a preset's own values, and every other key with its meaning and default as a comment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gguf_forget.errors import InputError
+from gguf_forget.recipe import sections
+from gguf_forget.settings import Setting, as_json
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # What the demo uses: many facts of one relation, asked in several phrasings and in reverse.
+    "capitals": {
+        "attribute": {"budget": 0.03, "layer_cap": 0.15, "mean_embedding": False},
+        "unlearn": {"objective": "unknown_subject", "grid": "Q4_K_M"},
+        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
+        "gates": {"headline": ["capital"]},
+    },
+}
+PLACES = {"model": {"path": "model.gguf"}, "facts": {"path": "facts.jsonl"}}
+
+
+def recipe_text(preset: str) -> str:
+    """The TOML of a preset; its paths are ``model.gguf`` and ``facts.jsonl`` beside it.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"no preset is called {preset!r}, needed one of {', '.join(PRESETS)}")
+    values: Mapping[str, Mapping[str, Any]] = {**PLACES, **PRESETS[preset]}
+    lines = [f"# A recipe for gguf-forget, preset {preset}. A key behind # has its default value.", ""]
+    for section, section_class in sections():
+        lines.append(f"[{section.name}]")
+        for key in dataclasses.fields(section_class):
+            lines.append(f"# {_described(key.metadata['setting'])}")
+            own = values.get(section.name, {})
+            if key.name in own:
+                lines.append(f"{key.name} = {_toml(own[key.name])}")
+            elif key.default is None:
+                lines.append(f"# {key.name} =")
+            else:
+                lines.append(f"# {key.name} = {_toml(as_json(key.default))}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _described(rule: Setting) -> str:
+    limits = [
+        f"{words} {limit:g}"
+        for words, limit in (("above", rule.above), ("at least", rule.at_least), ("at most", rule.at_most))
+        if limit is not None
+    ]
+    if rule.choices:
+        limits.append(f"of {', '.join(rule.choices)}")
+    return rule.meaning + (f" ({', '.join(limits)})" if limits else "")
+
+
+def _toml(value: Any) -> str:
+    """JSON's texts, numbers, lists and booleans are TOML's."""
+    return json.dumps(value, ensure_ascii=False)

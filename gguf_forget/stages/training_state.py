@@ -1,0 +1,57 @@
+"""An interrupted training on disk, beside the stage that is being built: it outlives a killed process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gguf_forget.run_directory import sha256_file
+from gguf_forget.unlearning.trainer import StepLosses, TrainingState
+
+PARTS = ("latents", "first", "second")
+
+
+class SavedState:
+    """The state of one training, told from others by all that decides it; a state of another one is never read.
+
+    Args:
+        folder: where the file lies.
+        files: whose contents decide the result. options: what else does, as JSON can hold it.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> None:
+        decides = {"files": {name: sha256_file(path) for name, path in files.items()}, "options": dict(options)}
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        self.path = folder / f".training-{digest[:24]}.safetensors"
+
+    def load(self) -> TrainingState | None:
+        """None where there is none, or where it was cut short while it was written."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                history = [StepLosses(**losses) for losses in json.loads(file.metadata()["history"])]
+                count = len(list(file.keys())) // len(PARTS)
+                latents, first, second = (tuple(file.get_tensor(f"{part}/{i}") for i in range(count)) for part in PARTS)
+                return TrainingState(latents, first, second, tuple(history))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def save(self, state: TrainingState) -> None:
+        """Whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {f"{part}/{i}": tensor for part in PARTS for i, tensor in enumerate(getattr(state, part))}
+        partial = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            save_file(tensors, partial, metadata={"history": json.dumps([vars(losses) for losses in state.history])})
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""What is compared: name -> how its files are made.
+
+A circuit method is a change of the recipe's [unlearn]; a baseline is a name of unlearning/baselines.py; a control is
+made from the edit of the method itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gguf_forget.unlearning.baselines import BASELINES
+
+OURS = "mansu"
+
+
+@dataclass(frozen=True)
+class Method:
+    """``kind``: circuit, baseline, shuffled or noise. ``stock``: shipped by llama.cpp's own rounding, not bin-aware."""
+
+    kind: str
+    meaning: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    stock: bool = False
+
+
+METHODS: dict[str, Method] = {
+    OURS: Method("circuit", "circuit, projection, floor, KL, through the grid, bin-aware (ours)"),
+    "mansu_stock": Method("circuit", "the same weights, rounded by llama.cpp alone", stock=True),
+    "mansu_npo": Method("circuit", "NPO in place of the chance-level target", {"objective": "npo"}),
+    "no_floor": Method("circuit", "edits of any size, rounded by llama.cpp alone", {"floor": 0}, stock=True),
+    "no_projection": Method("circuit", "no retain-Fisher projection", {"fisher_quantile": 1.0}),
+    "no_divergence": Method("circuit", "no KL to the original", {"retain_weight": 0.0, "text_weight": 0.0}),
+    "random_circuit": Method("circuit", "a random circuit of equal size and layers", {"circuit": "random"}),
+    **{name: Method("baseline", f"{name}, published defaults, rounded by llama.cpp", stock=True) for name in BASELINES},
+    "random_edit": Method("shuffled", "the edit's own magnitudes, shuffled inside the circuit"),
+    "rounding_noise": Method("noise", "unlearned F32 weights with noise of the type's rounding variance, no grid"),
+}
+QUICK = (OURS, "npo", "random_circuit")

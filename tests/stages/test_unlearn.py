@@ -1,0 +1,138 @@
+"""The unlearning stage on the tiny model: going on after a kill, stopping on a validation phrasing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import build_tiny_gguf
+from tiny_knowledge import river_facts
+
+from gguf_forget.circuit.artifact import save_circuit
+from gguf_forget.circuit.selection import Circuit
+from gguf_forget.errors import InputError
+from gguf_forget.facts.schema import dump_facts
+from gguf_forget.llama.quantizer import quantize
+from gguf_forget.progress import Progress
+from gguf_forget.recipe import UnlearnSection
+from gguf_forget.stages.training_state import SavedState
+from gguf_forget.stages.unlearn import unlearn
+from gguf_forget.unlearning.trainer import StepLosses, TrainingState
+
+OPTIONS = UnlearnSection(
+    grid="Q4_0",
+    steps=5,
+    batch_forget=4,
+    batch_retain=4,
+    fisher_examples=2,
+    keep_every=2,
+    learning_rate=0.5,
+    objective="npo",
+)
+
+
+class Notes(Progress):
+    """Remembers notes; ends the run after so many steps of training."""
+
+    def __init__(self, steps: int = 10**9) -> None:
+        self.notes: list[str] = []
+        self.steps = steps
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        left = self.steps if label.startswith("training") else 10**9
+
+        def advance(done: int = 1, remark: str = "") -> None:
+            nonlocal left
+            left -= done
+            if left <= 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, Path]:
+    """Template, stock file, folder of facts and circuit."""
+    folder = tmp_path_factory.mktemp("inputs")
+    facts = river_facts()
+    texts = [f"{prompt} {fact.answer}." for fact in facts for prompt in fact.prompts]
+    template = build_tiny_gguf(folder / "template.gguf", hidden=64, feed_forward=128, texts=texts)
+    quantize(template, folder / "Q4_0.gguf", "Q4_0")
+    (folder / "facts.jsonl").write_bytes(dump_facts(facts))
+    text = [[30 + (7 * i + 3 * k) % 200 for k in range(16)] for i in range(4)]
+    (folder / "text.json").write_text(json.dumps({"train": text, "samples": text[:1], "measure": text}))
+    circuit = Circuit((np.arange(0, 128, 8), np.arange(1, 128, 8)), 128)
+    scores = np.zeros((2, 128))
+    save_circuit(folder / "circuit.safetensors", circuit, scores, scores)
+    return template, folder / "Q4_0.gguf", folder, folder / "circuit.safetensors"
+
+
+def run(inputs: tuple[Path, Path, Path, Path], out: Path, progress: Progress, **changes: Any) -> None:
+    out.mkdir(parents=True)
+    unlearn(*inputs, replace(OPTIONS, **changes), out, progress)
+
+
+def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    run(inputs, tmp_path / "whole" / "unlearn", Progress())
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
+    (kept,) = (tmp_path / "cut").glob(".training-*")
+    again = Notes()
+    run(inputs, tmp_path / "cut" / "second", again)
+    assert "training goes on after step 2" in again.notes
+    assert any(note.startswith("training takes about 0.0 GB") for note in again.notes)
+    assert not kept.exists()
+    for name in ("edit.safetensors", "unlearn.json"):
+        assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
+
+
+def test_training_stops_once_the_validation_phrasing_is_at_chance(
+    inputs: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    """The random model knows nothing: NPO pushes every answer below chance at once."""
+    seen = Notes()
+    changes = {"steps": 40, "validation_phrasing": 1, "validation_every": 2, "damping": 0.1}
+    run(inputs, tmp_path / "unlearn", seen, **changes)
+    looks = [note for note in seen.notes if "validation phrasing" in note]
+    summary = json.loads((tmp_path / "unlearn" / "unlearn.json").read_text())
+    assert summary["steps"] == 2 * len(looks) < 40
+    assert len(summary["history"]) == summary["steps"]
+    values = [float(note.split("stand ")[1].split()[0]) for note in looks]
+    assert values[-1] <= 0
+    assert all(value >= 0 for value in values[:-1])
+
+
+def test_a_phrasing_that_nobody_has_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unlearn\.validation_phrasing: found 7"):
+        run(inputs, tmp_path / "unlearn", Progress(), validation_phrasing=7)
+
+
+def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path) -> None:
+    (tmp_path / "facts").write_text("a")
+    files = {"facts": tmp_path / "facts"}
+    latents, first, second = ((torch.tensor([[1.0, 2.0]]) + part, torch.tensor([3.0]) + part) for part in (0, 10, 20))
+    state = TrainingState(latents, first, second, (StepLosses(1, 0.1, 0.2, 0.3, 4),))
+    saved = SavedState(tmp_path, files, {"seed": 0})
+    assert saved.load() is None
+    saved.save(state)
+    found = SavedState(tmp_path, files, {"seed": 0}).load()
+    assert found is not None
+    assert found.history == state.history
+    for one, other in zip(found.latents + found.first + found.second, latents + first + second, strict=True):
+        assert torch.equal(one, other)
+    assert SavedState(tmp_path, files, {"seed": 1}).load() is None
+    saved.path.write_bytes(saved.path.read_bytes()[:40])
+    assert saved.load() is None
+    (tmp_path / "facts").write_text("b")
+    assert SavedState(tmp_path, files, {"seed": 0}).path != saved.path
