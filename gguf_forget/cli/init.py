@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -14,8 +15,10 @@ from gguf_forget.cli.common import guarded
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("recipe.toml"), help="[default: recipe.toml]"
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing when all went well.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def init(preset: str, out: Path, debug: bool) -> None:
+def init(preset: str, out: Path, as_json: bool, quiet: bool, debug: bool) -> None:
     """Write a recipe from PRESET (capitals), with every key's meaning and default as a comment.
 
     \b
@@ -35,7 +38,10 @@ def init(preset: str, out: Path, debug: bool) -> None:
             raise InputError(f"{out} is there already, needed a free path", hint="choose another with -o") from None
         except OSError as error:
             raise InputError(f"cannot write {out}", cause=str(error)) from error
-        click.echo(f"wrote {out}; put a model and facts where [model] and [facts] say, then: gguf-forget run {out}")
+        if as_json:
+            click.echo(json.dumps({"schema_version": 1, "preset": preset, "recipe": str(out)}))
+        elif not quiet:
+            click.echo(f"wrote {out}; put a model and facts where [model] and [facts] say, then: gguf-forget run {out}")
         return 0
 
     guarded(work, debug=debug)

@@ -17,7 +17,7 @@ import numpy as np
 from gguf_forget.checkpoint.stored import StoredTensor
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.outcome import COUNTS, TensorOutcome
-from gguf_forget.grids import CODECS, Codec
+from gguf_forget.grids import CODECS, Codec, Levels
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit, widen
 
@@ -205,11 +205,11 @@ def _on_the_grid(
         wider = widen(codec, blocks, delta, survive=options.survive, importance=importance)
     if wider is None:
         steps = levels
-        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), 0)
+        wanted = None if weights is None else _towards(weights, levels, index, np.zeros_like(delta))
         rounded = round_edit(levels, delta, wanted=wanted, hessian=feedback, free=free, survive=options.survive)
     else:
         blocks, steps, levels = wider.blocks, levels, codec.decode(wider.blocks)
-        wanted = None if weights is None else np.where(delta != 0, weights - levels.values(), wider.delta)
+        wanted = None if weights is None else _towards(weights, levels, index, wider.delta.copy())
         rounded = round_edit(levels, wider.delta, wanted=wanted, hessian=feedback, free=free, must_move=wider.must_move)
     part = _Part(
         {
@@ -235,6 +235,12 @@ def _on_the_grid(
         part.counts["widened"] = int(wider.regridded.sum())
         part.counts["regridded"] = int((differs & there & (delta == 0)).sum())
     return codec.with_codes(blocks, rounded.codes), values, part
+
+
+def _towards(weights: np.ndarray, levels: Levels, index: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """``change`` [rows, columns], where the weights at ``index`` get what is between their levels and ``weights``."""
+    change.ravel()[index] = weights.ravel()[index] - levels.values_at(index)
+    return change
 
 
 def _anew(

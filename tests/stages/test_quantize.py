@@ -88,7 +88,9 @@ def test_calibration_data_choose_the_codes(models: tuple[Path, Path], tmp_path: 
         levels = codec.decode(before[name].raw)
         delta = GgufFile(models[1]).weights(name) - GgufFile(models[0]).weights(name)
         hessian = moments(models[1], module, folder)
-        expected = round_edit(levels, delta, hessian=hessian, free=delta != 0 if outside == "frozen" else None)
+        wanted = np.where(delta != 0, GgufFile(models[1]).weights(name) - levels.values(), 0)
+        free = delta != 0 if outside == "frozen" else None
+        expected = round_edit(levels, delta, wanted=wanted, hessian=hessian, free=free)
         found = codec.decode(after[name].raw).codes
         # float32 sums: a code may tip over where two are equally good.
         assert (found != expected.codes).mean() < 1e-3
