@@ -21,6 +21,7 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import InputError
 from gguf_forget.export.gguf_header import read_header
+from gguf_forget.export.whole_file import replaced_whole
 
 Value = str | int | float | bool
 _UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type
@@ -83,21 +84,10 @@ def write_derived(
             f"{destination.parent} has {free:,} bytes free, needed {needed:,} for {destination.name}",
             hint="free some space or choose another directory",
         )
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        with source.open("rb") as original, partial.open("wb") as out:
-            out.write(header)
-            original.seek(data_start)
-            shutil.copyfileobj(original, out, COPY_BYTES)
-            for name, raw in tensors.items():
-                out.seek(int(file.tensor(name).data_offset) + shift)
-                out.write(np.ascontiguousarray(raw).tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, destination)
-    except OSError as error:
-        raise InputError(
-            f"{destination} cannot be written", cause=str(error), hint="check free space and permissions"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_whole(destination) as out, source.open("rb") as original:
+        out.write(header)
+        original.seek(data_start)
+        shutil.copyfileobj(original, out, COPY_BYTES)
+        for name, raw in tensors.items():
+            out.seek(int(file.tensor(name).data_offset) + shift)
+            out.write(np.ascontiguousarray(raw).tobytes())
