@@ -13,80 +13,79 @@ Those go first that add least squared error to what they add to Σ M·D: with r 
 aimed at) is missing there, in the edit's direction, a code of step s adds s·(s - 2·r) to the error and s·|D| to the
 sum, so the order is (s - 2·r) / |D|. The last code is taken where it brings the sum closer.
 
-Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`; n columns that any of the rows edits.
+Shapes: E edited weights of a tensor, in the order of rows, then columns; R rows that still miss something, n the most
+edits of any of them.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.grids.layout import Codes, Levels
-from gguf_forget.rounding.edits import Mask
+from gguf_forget.rounding.edits import Edits, Mask
 
 FIRST = 32  # codes a row for which an order is made at first; more only where they do not suffice
+Doubles = npt.NDArray[np.float64]
 
 
 def carry(
-    levels: Levels, codes: Codes, delta: npt.NDArray[Any], wanted: npt.NDArray[Any], free: Mask | None = None
+    levels: Levels,
+    edits: Edits,
+    shift: Codes,
+    edit: npt.NDArray[np.floating],
+    wanted: npt.NDArray[np.floating],
+    free: Mask | None = None,
 ) -> Codes:
-    """``codes`` with those moved that the rows' edits still need; int16 [rows, columns], a copy.
+    """``shift`` [E] (codes that each weight moves, chosen already) with those added that the rows' edits still need.
 
-    levels: of the stock file. codes: chosen already. delta, wanted: float [rows, columns], the edit, and what the
-    chosen weight is best away from the stock file's, both in weight units. free: as in ``round_edit``.
+    edit, wanted: [E], the edit, and what the shipped weight is best away from the stock file's, in weight units.
+    free: bool [E], weights that may move; None for all.
     """
-    result = np.array(codes, order="C")
-    columns = np.flatnonzero((delta != 0).any(axis=0))
-    if not columns.size:
+    result = np.array(shift)
+    if not edits.index.size:
         return result
-    part = slice(columns[0], columns[-1] + 1) if columns[-1] - columns[0] + 1 == columns.size else columns
-    edit = delta[:, part].astype(np.float32, copy=False)
-    present = result[:, part]
-    scale = np.repeat(levels.scale, levels.sub_block, axis=1)[:, part]
-    direction = np.sign(edit) * np.sign(scale)
-    went, step = _moved_and_step(levels, levels.codes[:, part], present, scale, direction)
-    missing = np.square(edit).sum(axis=1, dtype=np.float64) - np.multiply(went, edit).sum(axis=1, dtype=np.float64)
-    size = np.abs(edit)
-    worth = step * size  # what moving on by a code adds to the row's sum
-    following = present + direction.astype(np.int16)
-    can = (worth > 0) & (following >= levels.lowest) & (following <= levels.highest)
+    went, step, can = _places(levels, edits, shift, edit)
     if free is not None:
-        can &= free[:, part]
-    rows = np.flatnonzero((missing > 0) & can.any(axis=1))
-    if not rows.size:
+        can &= free
+    rows = edits.index // levels.codes.shape[1]
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    edit = edit.astype(np.float64)
+    missing = np.add.reduceat((edit - went) * edit, starts)
+    counts = np.diff(starts, append=rows.size)
+    short = np.flatnonzero(missing > 0)
+    if not short.size:
         return result
-    left = np.sign(edit[rows]) * (wanted[rows][:, part] - went[rows])
+    # The edits of the rows that miss something, a row each, ragged ends filled up with places that none can take.
+    column = np.arange(counts[short].max())
+    place = np.minimum(starts[short, None] + column, rows.size - 1)
+    can_here = can[place] & (column < counts[short, None])
+    size, step_here = np.abs(edit)[place], step[place]
+    left = np.sign(edit)[place] * (wanted - went)[place]
     with np.errstate(divide="ignore", invalid="ignore"):
-        order_by = np.where(can[rows], (step[rows] - 2 * left) / size[rows], np.inf)
-    worth = np.where(can[rows], worth[rows], 0)
-    take = _enough(order_by, worth, missing[rows])
-    place, column = np.nonzero(take)
-    where = (rows[place], columns[column])
-    result[where] = following[rows[place], column]
+        order_by = np.where(can_here, (step_here - 2 * left) / size, np.inf)
+    take = _enough(order_by, np.where(can_here, step_here * size, 0), missing[short])
+    chosen = place[take]
+    result[chosen] += edits.direction[chosen]
     return result
 
 
-def _moved_and_step(
-    levels: Levels,
-    stock: Codes,
-    present: Codes,
-    scale: npt.NDArray[np.floating],
-    direction: npt.NDArray[np.floating],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """How far each weight is from the stock file's, and from its next level in ``direction`` (0 past the last one)."""
+def _places(
+    levels: Levels, edits: Edits, shift: Codes, edit: npt.NDArray[np.floating]
+) -> tuple[Doubles, Doubles, Mask]:
+    """How far each weight went, how far its next level is in its edit's direction, and whether it has one; [E] each."""
+    present = edits.codes + shift
+    following = present + edits.direction
+    can: Mask = (edits.direction != 0) & (edit != 0) & (following >= levels.lowest) & (following <= levels.highest)
     if levels.table is None:
-        return (present - stock) * scale, np.abs(scale)
-    here = levels.level(present)
-    on = np.clip(present + direction.astype(np.int16), levels.lowest, levels.highest)
-    return (here - levels.level(stock)) * scale, np.abs((levels.level(on) - here) * scale)
+        return shift * edits.scale, np.abs(edits.scale), can
+    here = levels.level(present).astype(np.float64)
+    on = levels.level(np.clip(following, levels.lowest, levels.highest))
+    return (here - levels.level(edits.codes)) * edits.scale, np.abs((on - here) * edits.scale), can
 
 
-def _enough(
-    order_by: npt.NDArray[np.floating], worth: npt.NDArray[np.floating], missing: npt.NDArray[np.float64]
-) -> Mask:
-    """The first weights of each row, in ascending ``order_by``, whose ``worth`` makes up for what is ``missing``."""
+def _enough(order_by: npt.NDArray[np.floating], worth: npt.NDArray[np.floating], missing: Doubles) -> Mask:
+    """bool [R, n]: in ascending ``order_by``, the first places whose ``worth`` makes up for what is ``missing`` [R]."""
     rows, n = order_by.shape
     take = np.zeros((rows, n), dtype=np.bool_)
     keys = _with_columns(order_by.astype(np.float32, copy=False))
@@ -94,7 +93,7 @@ def _enough(
     while todo.size:
         first = np.sort(np.partition(keys[todo], count - 1, axis=1)[:, :count], axis=1)
         order = first & 0xFFFFFFFF
-        added = np.take_along_axis(worth[todo], order, axis=1).astype(np.float64)
+        added = np.take_along_axis(worth[todo], order, axis=1)
         before = np.cumsum(added, axis=1) - added
         chosen = (before + added / 2 <= missing[todo, None]) & (added > 0)
         more = chosen[:, -1] & (count < n)  # all of them are wanted: there may be others

@@ -105,12 +105,14 @@ def round_edit(
     if isinstance(feedback, Feedback):
         shift = _compensate(levels, delta, change, edits, feedback, free)
         codes += shift
-        by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(shift.ravel()[edits.index]))
+        went = shift.ravel()[edits.index]
+        by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
     else:
-        codes.ravel()[edits.index] += _nearest_shifts(levels, change, edits, free)
+        went = _nearest_shifts(levels, change, edits, free)
     if carried is not None:
-        codes = carry(levels, codes, carried, change, free)
-    went = codes.ravel()[edits.index] - edits.codes
+        may_move = None if free is None else free.ravel()[edits.index]
+        went = carry(levels, edits, went, carried.ravel()[edits.index], change.ravel()[edits.index], may_move)
+    codes.ravel()[edits.index] = edits.codes + went
     return Rounded(
         codes=codes,
         asked=int(edits.asked.sum()),
