@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What is left of a model's forgetting once it is quantized: llama.cpp's rounding beside ours, through llama.cpp.
 
-    scripts/benchmark_rounding.py RUN --json FILE [--type Q4_0 --type Q4_K_M --type Q4_K_S:pure] [--folder DIR]
+    scripts/benchmark_rounding.py RUN --json FILE [--type Q4_0 --type Q4_K_M --type Q4_K_S:pure] [--side NAME]
 
 RUN is a finished run directory of `gguf-forget demo`. Its plain-NPO baseline, all weights changed by small amounts and
 made without any knowledge of a grid, stands for a model that another tool unlearned. For every type it is quantized
@@ -47,6 +47,7 @@ from gguf_forget.stages.verify import score
 from gguf_forget.verification.scores import FileScores
 
 TYPES = ("Q4_0", "Q4_K_M")
+SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated")
 HEADER = ["type", "rounding", "4-way", "log p", "gap", "retain", "perplexity", "arrives"]
 
 
@@ -55,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--type", dest="types", action="append", metavar="TYPE[:pure]")
+    parser.add_argument("--side", dest="sides", action="append", choices=SIDES, help="some of the files alone")
     parser.add_argument("--folder", type=Path, help="for the files [default: the system's temporary directory]")
     return parser.parse_args()
 
@@ -129,15 +131,17 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
     for given in arguments.types or TYPES:
         kind, _, pure = given.partition(":")
         more = ["--pure"] if pure else []
-        sides: dict[str, Sequence[str] | Path] = {
-            "original": original,
-            "stock": unlearned,
-            "nearest": ["--no-carry"],
-            "carried": [],
-            "calibrated, not carried": [*calibration, "--no-carry"],
-            "calibrated": calibration,
-        }
-        for side, how in sides.items():
+        ways: Sequence[Sequence[str] | Path] = (
+            original,
+            unlearned,
+            ["--no-carry"],
+            [],
+            [*calibration, "--no-carry"],
+            calibration,
+        )
+        for side, how in zip(SIDES, ways, strict=True):
+            if arguments.sides and side not in arguments.sides:
+                continue
             file, arrives = folder / "model.gguf", None
             if isinstance(how, Path):
                 quantize(how, file, kind, options=QuantizeOptions(pure=bool(pure)))
