@@ -9,12 +9,14 @@ So further codes move, one step each and in their edits' direction, until the ro
 
     Σ M·D = Σ D²        M = shipped minus stock weights; sums over the row's edited weights
 
-Those go first that add least squared error to what they add to Σ M·D: with r = how much of the edit (or of the weight
-aimed at) is missing there, in the edit's direction, a code of step s adds s·(s - 2·r) to the error and s·|D| to the
-sum, so the order is (s - 2·r) / |D|. The last code is taken where it brings the sum closer.
+Where more than that moved already, as chance or the repair of the original's rounding errors may have it, codes that
+moved in their edits' direction go one step back instead: no row has a bias left, in either direction.
 
-Shapes: E edited weights of a tensor, in the order of rows, then columns; R rows that still miss something, n the most
-edits of any of them.
+Those go first that add least squared error to what they change in Σ M·D: with r = what is missing there of the weight
+that is aimed at, in the direction of the step, a step of size s adds s·(s - 2·r) to the error and changes the sum by
+s·|D|, so the order is (s - 2·r) / |D|. The last code is taken where it brings the sum closer.
+
+Shapes: E edited weights of a tensor, in the order of rows, then columns; R rows of it, n the most edits of any of them.
 """
 
 from __future__ import annotations
@@ -37,51 +39,54 @@ def carry(
     wanted: npt.NDArray[np.floating],
     free: Mask | None = None,
 ) -> Codes:
-    """``shift`` [E] (codes that each weight moves, chosen already) with those added that the rows' edits still need.
+    """``shift`` [E] (codes that each weight moves, chosen already) such that the edit of every row arrives.
 
     edit, wanted: [E], the edit, and what the shipped weight is best away from the stock file's, in weight units.
-    free: bool [E], weights that may move; None for all.
+    free: bool [E], weights that may move; None for all. Edits that must land stay landed.
     """
     result = np.array(shift)
     if not edits.index.size:
         return result
-    went, step, can = _places(levels, edits, shift, edit)
-    if free is not None:
-        can &= free
+    edit = edit.astype(np.float64)
+    went = _distance(levels, edits, np.zeros_like(shift), shift)
     rows = edits.index // levels.codes.shape[1]
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    edit = edit.astype(np.float64)
     missing = np.add.reduceat((edit - went) * edit, starts)
     counts = np.diff(starts, append=rows.size)
-    short = np.flatnonzero(missing > 0)
-    if not short.size:
-        return result
-    # The edits of the rows that miss something, a row each, ragged ends filled up with places that none can take.
-    column = np.arange(counts[short].max())
-    place = np.minimum(starts[short, None] + column, rows.size - 1)
-    can_here = can[place] & (column < counts[short, None])
-    size, step_here = np.abs(edit)[place], step[place]
-    left = np.sign(edit)[place] * (wanted - went)[place]
+    # Which way a weight of this row would go on: 1 with its edit, -1 back.
+    way = np.repeat(np.sign(missing).astype(np.int8), counts)
+    towards = edits.direction * way
+    following = edits.codes + shift + towards
+    least = np.where(edits.asked & ~edits.saturated, 1, 0)
+    can = (towards != 0) & (edit != 0) & (following >= levels.lowest) & (following <= levels.highest)
+    can &= (way > 0) | (shift * edits.direction > least)
+    if free is not None:
+        can &= free
+    step = np.abs(_distance(levels, edits, shift, shift + np.where(can, towards, 0)))
+    left = np.sign(edit) * way * (wanted - went)
+    size = np.abs(edit)
     with np.errstate(divide="ignore", invalid="ignore"):
-        order_by = np.where(can_here, (step_here - 2 * left) / size, np.inf)
-    take = _enough(order_by, np.where(can_here, step_here * size, 0), missing[short])
+        order_by = np.where(can, (step - 2 * left) / size, np.inf)
+    # The edits of a row side by side; ragged ends are filled up with places that none can take.
+    short = np.flatnonzero(missing != 0)
+    column = np.arange(counts.max())
+    place = np.minimum(starts[short, None] + column, rows.size - 1)
+    there = column < counts[short, None]
+    take = _enough(
+        np.where(there, order_by[place], np.inf),
+        np.where(there & can[place], (step * size)[place], 0),
+        np.abs(missing[short]),
+    )
     chosen = place[take]
-    result[chosen] += edits.direction[chosen]
+    result[chosen] += towards[chosen]
     return result
 
 
-def _places(
-    levels: Levels, edits: Edits, shift: Codes, edit: npt.NDArray[np.floating]
-) -> tuple[Doubles, Doubles, Mask]:
-    """How far each weight went, how far its next level is in its edit's direction, and whether it has one; [E] each."""
-    present = edits.codes + shift
-    following = present + edits.direction
-    can: Mask = (edits.direction != 0) & (edit != 0) & (following >= levels.lowest) & (following <= levels.highest)
+def _distance(levels: Levels, edits: Edits, before: Codes, after: Codes) -> Doubles:
+    """From shifts ``before`` to ``after``, in weight units, [E]."""
     if levels.table is None:
-        return shift * edits.scale, np.abs(edits.scale), can
-    here = levels.level(present).astype(np.float64)
-    on = levels.level(np.clip(following, levels.lowest, levels.highest))
-    return (here - levels.level(edits.codes)) * edits.scale, np.abs((on - here) * edits.scale), can
+        return (after - before) * edits.scale
+    return (levels.level(edits.codes + after).astype(np.float64) - levels.level(edits.codes + before)) * edits.scale
 
 
 def _enough(order_by: npt.NDArray[np.floating], worth: npt.NDArray[np.floating], missing: Doubles) -> Mask:

@@ -22,9 +22,14 @@ def grid(codes: list[list[int]], scale: float = 1.0) -> Levels:
 
 
 def carried_codes(
-    levels: Levels, codes: np.ndarray, delta: np.ndarray, wanted: np.ndarray, free: np.ndarray | None = None
+    levels: Levels,
+    codes: np.ndarray,
+    delta: np.ndarray,
+    wanted: np.ndarray,
+    free: np.ndarray | None = None,
+    survive: str = "important",
 ) -> np.ndarray:
-    edits = find_edits(levels, delta, survive="none", must_move=None, free=free)
+    edits = find_edits(levels, delta, survive=survive, must_move=None, free=free)
     shift = (codes - levels.codes).ravel()[edits.index]
     at = [array.ravel()[edits.index] for array in (delta, wanted)]
     moved = carry(levels, edits, shift, *at, None if free is None else free.ravel()[edits.index])
@@ -50,6 +55,18 @@ def test_what_moved_already_counts() -> None:
     delta = np.full((1, 4), 0.25, np.float32)
     wanted = np.array([[0.2, 0.6, 0.1, 0.3]], np.float32)
     assert round_edit(levels, delta, wanted=wanted, carried=delta).codes.tolist() == [[5, 6, 5, 5]]
+
+
+def test_what_moved_too_much_goes_back() -> None:
+    # Two of four moved, but one quarter in four makes one: the one that was further from its edge goes back.
+    levels = grid([[5, 5, 5, 5]])
+    delta = np.full((1, 4), 0.25, np.float32)
+    wanted = np.array([[0.2, 0.6, 0.1, 0.7]], np.float32)
+    assert round_edit(levels, delta, wanted=wanted).codes.tolist() == [[5, 6, 5, 6]]
+    assert round_edit(levels, delta, wanted=wanted, carried=delta).codes.tolist() == [[5, 5, 5, 6]]
+    # Not where it must land: edits of 0.5 and more do.
+    large = np.array([[0.25, 0.25, 0.25, 0.5]], np.float32)
+    assert round_edit(levels, large, wanted=wanted, carried=large).codes.tolist() == [[5, 5, 5, 6]]
 
 
 def test_larger_edits_go_first_and_the_last_code_only_where_it_brings_the_sum_closer() -> None:
@@ -78,24 +95,31 @@ def test_equal_weights_move_from_the_left() -> None:
     assert carried_codes(levels, levels.codes, delta, delta).tolist() == [[6] * 50 + [5] * 150]
 
 
-def plainly(levels: Levels, codes: np.ndarray, delta: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def plainly(levels: Levels, codes: np.ndarray, delta: np.ndarray, wanted: np.ndarray, survive: str) -> np.ndarray:
     """The rule of the module's docstring, a weight at a time."""
     table = np.arange(levels.lowest, levels.highest + 1) if levels.table is None else levels.table
     scale = levels.scale_per_weight()
+    must = np.abs(delta) >= 0.5 * levels.step_towards(delta) if survive == "important" else np.zeros(delta.shape, bool)
     result = codes.copy()
     for row in range(codes.shape[0]):
-        missing, candidates = 0.0, []
-        for column in np.flatnonzero(delta[row]):
-            edit, a = delta[row, column], scale[row, column]
-            here = table[codes[row, column] - levels.lowest]
-            went = (here - table[levels.codes[row, column] - levels.lowest]) * a
-            missing += float(edit) ** 2 - float(went) * float(edit)
-            on = codes[row, column] + int(np.sign(edit) * np.sign(a))
-            if a == 0 or not levels.lowest <= on <= levels.highest:
+        edited = np.flatnonzero(delta[row])
+        edit, a = delta[row].astype(float), scale[row].astype(float)
+        here = table[codes[row] - levels.lowest].astype(float)
+        went = (here - table[levels.codes[row] - levels.lowest]) * a
+        missing = sum((edit[column] - went[column]) * edit[column] for column in edited)
+        way = int(np.sign(missing))
+        candidates = []
+        for column in edited:
+            direction = int(np.sign(edit[column]) * np.sign(a[column]))
+            on = codes[row, column] + way * direction
+            moved = (codes[row, column] - levels.codes[row, column]) * direction
+            if direction == 0 or not levels.lowest <= on <= levels.highest or (way < 0 and moved <= must[row, column]):
                 continue
-            step = abs((table[on - levels.lowest] - here) * a)
-            left = np.sign(edit) * (wanted[row, column] - went)
-            candidates.append((float(np.float32((step - 2 * left) / abs(edit))), column, on, step * abs(edit)))
+            step = abs((table[on - levels.lowest] - here[column]) * a[column])
+            left = way * np.sign(edit[column]) * (wanted[row, column] - went[column])
+            order_by = float(np.float32((step - 2 * left) / abs(edit[column])))
+            candidates.append((order_by, column, on, step * abs(edit[column])))
+        missing = abs(missing)
         for _, column, on, worth in sorted(candidates):
             if worth / 2 > missing:
                 break
@@ -118,7 +142,7 @@ def test_equal_to_a_plain_loop_and_the_edit_arrives(name: str) -> None:
     wanted = np.where(delta != 0, wanted_base + delta, 0).astype(np.float32)
     alone = round_edit(levels, delta, wanted=wanted, survive="none")
     codes = round_edit(levels, delta, wanted=wanted, survive="none", carried=delta).codes
-    np.testing.assert_array_equal(codes, plainly(levels, alone.codes, delta, wanted))
+    np.testing.assert_array_equal(codes, plainly(levels, alone.codes, delta, wanted, "none"))
     moved = np.where(codes != levels.codes, _values(levels, codes) - levels.values(), 0)
     share = (moved * delta).sum() / np.square(delta).sum()
     before = np.where(alone.codes != levels.codes, _values(levels, alone.codes) - levels.values(), 0)
@@ -151,7 +175,7 @@ def test_equal_to_a_plain_loop_for_edits_of_any_size(seed: int, size: float, nam
     delta[generator.random((3, 256)) < 0.5] = 0
     before = round_edit(levels, delta).codes
     after = carried_codes(levels, before, delta, delta)
-    np.testing.assert_array_equal(after, plainly(levels, before, delta, delta))
+    np.testing.assert_array_equal(after, plainly(levels, before, delta, delta, "important"))
 
 
 def test_whole_steps_are_left_as_they_are() -> None:
