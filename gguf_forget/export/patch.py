@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -303,7 +303,7 @@ def write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content:
 
 
 def read_back(
-    tensors: dict[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor],
     checks: Sequence[Check],
     destination: Path,
     count: Callable[[int], None],

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_forget.checkpoint.stored import READABLE, files_of, stored_tensors
+from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.outcome import TensorOutcome, totals
@@ -167,7 +167,7 @@ def _parts(partial: Path, pair: Pair, destination: Path, options: ExportOptions)
 
 def _check_parts(pair: Pair, parts: Sequence[Path], destination: Path) -> None:
     """Refuse to write over a file of a split input; how many parts there are is known only now."""
-    sources = [file for path in (pair.original, pair.unlearned) for file in files_of(path)]
+    sources = {tensor.path for tensors in (pair.before, pair.after) for tensor in tensors.values()}
     for place in (destination.with_name(part.name) for part in parts):
         if place.is_dir() or any(place.exists() and os.path.samefile(source, place) for source in sources):
             raise InputError(f"{place} is one of the inputs or a directory", hint="give another name for the result")
@@ -211,12 +211,13 @@ def _written(
             durable=False,
         )
         advance(1)
-    outcomes, checks = _patch(partial, pair, planned, file_type, options, progress, hessians)
+    written = stored_tensors(partial)  # a view of the file: it shows what is written into it later
+    outcomes, checks = _patch(partial, written, pair, planned, file_type, options, progress, hessians)
     with (
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
         progress.task(f"{file_type}: read back", len(checks)) as advance,
     ):
-        read_back(stored_tensors(partial), checks, destination, advance, pool.map)
+        read_back(written, checks, destination, advance, pool.map)
     return {
         "type": file_type,
         "totals": totals(outcomes),
@@ -227,6 +228,7 @@ def _written(
 
 def _patch(
     partial: Path,
+    stock: Mapping[str, StoredTensor],
     pair: Pair,
     planned: Planned,
     file_type: str,
@@ -237,7 +239,6 @@ def _patch(
     importance = {} if options.quantize.importance is None else options.quantize.importance.values
     outcomes: list[TensorOutcome] = []
     checks: list[Check] = []
-    stock = stored_tensors(partial)
     threads = options.threads or os.cpu_count() or 1
     with (
         partial.open("rb+") as file,

@@ -16,7 +16,10 @@ Those go first that add least squared error to what they change in Σ M·D: with
 that is aimed at, in the direction of the step, a step of size s adds s·(s - 2·r) to the error and changes the sum by
 s·|D|, so the order is (s - 2·r) / |D|. The last code is taken where it brings the sum closer.
 
-Shapes: E edited weights of a tensor, in the order of rows, then columns; R rows of it, n the most edits of any of them.
+Edits that must land (half a step and more) do so by themselves and are left out, of the sums as of the steps.
+
+Shapes: E edited weights of a tensor, in the order of rows, then columns, and S of them that need not land; R rows that
+have such, n the most of any of them.
 """
 
 from __future__ import annotations
@@ -42,51 +45,46 @@ def carry(
     """``shift`` [E] (codes that each weight moves, chosen already) such that the edit of every row arrives.
 
     edit, wanted: [E], the edit, and what the shipped weight is best away from the stock file's, in weight units.
-    free: bool [E], weights that may move; None for all. Edits that must land stay landed.
+    free: bool [E], weights that may move; None for all.
     """
     result = np.array(shift)
-    if not edits.index.size:
+    small = np.flatnonzero(~edits.asked & (edit != 0) & (edits.direction != 0))
+    if not small.size:
         return result
-    edit = edit.astype(np.float64)
-    went = _distance(levels, edits, np.zeros_like(shift), shift)
-    rows = edits.index // levels.codes.shape[1]
+    codes, scale, direction = edits.codes[small], edits.scale[small], edits.direction[small]
+    shift, wanted, edit = shift[small], wanted[small], edit[small].astype(np.float64)
+    went = _distance(levels, codes, scale, np.zeros_like(shift), shift)
+    rows = edits.index[small] // levels.codes.shape[1]
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    missing = np.add.reduceat((edit - went) * edit, starts)
     counts = np.diff(starts, append=rows.size)
-    # Which way a weight of this row would go on: 1 with its edit, -1 back.
+    missing = np.add.reduceat((edit - went) * edit, starts)
+    # Which way a weight of this row would go on: 1 with its edit, -1 back, and then no further than it came.
     way = np.repeat(np.sign(missing).astype(np.int8), counts)
-    towards = edits.direction * way
-    following = edits.codes + shift + towards
-    least = np.where(edits.asked & ~edits.saturated, 1, 0)
-    can = (towards != 0) & (edit != 0) & (following >= levels.lowest) & (following <= levels.highest)
-    can &= (way > 0) | (shift * edits.direction > least)
+    towards = direction * way
+    following = codes + shift + towards
+    can = (towards != 0) & (following >= levels.lowest) & (following <= levels.highest)
+    can &= (way > 0) | (shift * direction > 0)
     if free is not None:
-        can &= free
-    step = np.abs(_distance(levels, edits, shift, shift + np.where(can, towards, 0)))
-    left = np.sign(edit) * way * (wanted - went)
+        can &= free[small]
+    step = np.abs(_distance(levels, codes, scale, shift, shift + np.where(can, towards, 0)))
     size = np.abs(edit)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        order_by = np.where(can, (step - 2 * left) / size, np.inf)
+    order_by = np.where(can, (step - 2 * np.sign(edit) * way * (wanted - went)) / size, np.inf)
+    worth = np.where(can, step * size, 0)
     # The edits of a row side by side; ragged ends are filled up with places that none can take.
-    short = np.flatnonzero(missing != 0)
     column = np.arange(counts.max())
-    place = np.minimum(starts[short, None] + column, rows.size - 1)
-    there = column < counts[short, None]
-    take = _enough(
-        np.where(there, order_by[place], np.inf),
-        np.where(there & can[place], (step * size)[place], 0),
-        np.abs(missing[short]),
-    )
+    place = np.minimum(starts[:, None] + column, rows.size - 1)
+    there = column < counts[:, None]
+    take = _enough(np.where(there, order_by[place], np.inf), np.where(there, worth[place], 0), np.abs(missing))
     chosen = place[take]
-    result[chosen] += towards[chosen]
+    result[small[chosen]] += towards[chosen]
     return result
 
 
-def _distance(levels: Levels, edits: Edits, before: Codes, after: Codes) -> Doubles:
-    """From shifts ``before`` to ``after``, in weight units, [E]."""
+def _distance(levels: Levels, codes: Codes, scale: Doubles, before: Codes, after: Codes) -> Doubles:
+    """From shifts ``before`` to ``after`` of ``codes``, in weight units, [S]."""
     if levels.table is None:
-        return (after - before) * edits.scale
-    return (levels.level(edits.codes + after).astype(np.float64) - levels.level(edits.codes + before)) * edits.scale
+        return (after - before) * scale
+    return (levels.level(codes + after).astype(np.float64) - levels.level(codes + before)) * scale
 
 
 def _enough(order_by: npt.NDArray[np.floating], worth: npt.NDArray[np.floating], missing: Doubles) -> Mask:
