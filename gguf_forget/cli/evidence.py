@@ -69,7 +69,7 @@ def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: P
     found = recompute(path)
     publish(found.report, html=html, junit=junit)
     if as_json:
-        click.echo(json.dumps(found.verdict.to_json(), indent=2, sort_keys=True))
+        click.echo(json.dumps({"schema_version": 1, **found.verdict.to_json()}, indent=2, sort_keys=True))
     else:
         click.echo(f"{found.verdict.sentence}\nThis follows from {found.source} alone.")
     return found.verdict.exit_code
