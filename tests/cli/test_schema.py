@@ -78,7 +78,7 @@ OUTPUTS: tuple[tuple[str, Arguments], ...] = (
     ("doctor", lambda project, out: []),
     ("doctor", lambda project, out: [project / "recipe.toml"]),
     ("init", lambda project, out: ["capitals", "-o", out / "recipe.toml"]),
-    ("quantize", of_models("Q4_K_M", "--twin", "F16")),
+    ("quantize", lambda project, out: of_models("Q4_K_M", "--twin", "F16", "--evidence", out / "e")(project, out)),
     ("quantize", of_models("--dry-run")),
     (
         "quantize",
