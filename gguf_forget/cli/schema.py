@@ -18,7 +18,11 @@ from gguf_forget.cli.common import guarded
 from gguf_forget.errors import InputError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SHARED = {"demo": "run", "report": "run", "load": "stage", "facts": "stage", "unlearn": "stage", "export": "stage"}
+SHARED = {
+    **dict.fromkeys(("demo", "report"), "run"),
+    **dict.fromkeys(("load", "facts", "unlearn", "export"), "stage"),
+    "check-signature": "sign",
+}
 FILES = ("report.json", "evidence.json")
 _REFERENCE = re.compile(r'"urn:gguf-forget:([\w.]+)#')
 

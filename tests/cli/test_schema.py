@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
+from signing_keys import make_keys
 
 from gguf_forget.cli import main
 from gguf_forget.cli.schema import FILES, names
@@ -39,6 +41,15 @@ def of_recipe(*options: object) -> Arguments:
 
 def of_models(*options: object) -> Arguments:
     return lambda project, out: [project / "model.gguf", export(project, "F16"), out / "out.gguf", *options]
+
+
+def signed(project: Path, out: Path) -> list[object]:
+    """Arguments for signing a copy of the run's evidence; it has been signed already."""
+    make_keys(out)
+    shutil.copytree(project / "done" / "evidence", out / "evidence")
+    arguments = [out / "evidence", "--private-key", out / "private.pem"]
+    printed("sign", *arguments, "--json")
+    return arguments
 
 
 FEW = ("--pairs", 2, "--steps", 1, "--evidence-pairs", 2)
@@ -103,6 +114,8 @@ OUTPUTS: tuple[tuple[str, Arguments], ...] = (
             *("--attacks", "quick", "--dry-run"),
         ],
     ),
+    ("sign", lambda project, out: signed(project, out)),
+    ("check-signature", lambda project, out: [signed(project, out)[0], "--public-key", out / "public.pem"]),
     ("schema", lambda project, out: []),
     ("schema", lambda project, out: ["diff"]),
 )
