@@ -59,6 +59,12 @@ class TensorType(click.ParamType):
     "edit (exact for few edits of whole steps, but small ones are lost).",
 )
 @click.option(
+    "--no-carry",
+    is_flag=True,
+    help="With --aim weights: leave edits far smaller than a step to rounding. Else further codes move until the edit "
+    "of each row has arrived as a whole.",
+)
+@click.option(
     "--saturated",
     type=click.Choice(["count", "widen"]),
     default="count",
@@ -107,6 +113,7 @@ def quantize(
     pure: bool,
     survive: str,
     aim: str,
+    no_carry: bool,
     saturated: str,
     calibration: tuple[Path, ...],
     outside_mask: str,
@@ -157,7 +164,7 @@ def quantize(
                 token_embedding_type,
                 pure,
             ),
-            RoundingOptions(survive, outside_mask, noise, saturated, aim),
+            RoundingOptions(survive, outside_mask, noise, saturated, aim, not no_carry),
             threads,
             split_bytes=0 if split_max_size is None else parse_size(split_max_size),
             keep_split=keep_split,
@@ -208,6 +215,8 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
                 f"  {counts['edited']:,} weights edited, {counts['asked']:,} must land: {counts['landed']:,} landed, "
                 f"{counts['saturated']:,} at the end of their grid; {counts['moved']:,} codes moved"
             )
+            if counts["arrived_share"] is not None:
+                click.echo(f"  {counts['arrived_share']:.1%} of the edit arrives: shipped less stock weights, along it")
             if counts["widened"]:
                 click.echo(
                     f"  {counts['widened']:,} sub-blocks got a wider grid, "

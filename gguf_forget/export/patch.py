@@ -16,7 +16,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor
 from gguf_forget.errors import EvaluationError, InputError
-from gguf_forget.export.outcome import COUNTS, TensorOutcome
+from gguf_forget.export.outcome import COUNTS, TensorOutcome, arrival
 from gguf_forget.grids import CODECS, Codec, Levels
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import Feedback, StepHistogram, columns_to_decide, feedback_for, round_edit, widen
@@ -35,6 +35,7 @@ class RoundingOptions:
     noise: differences of at most this are no edit; None takes what storing the two files' types can have done.
     saturated: what becomes of an edit that the grid has no code for, "count" or "widen".
     aim: what the codes of edited weights are chosen for, the unlearned "weights" or the stock file's plus the "edit".
+    carry: where the aim is the weights, further codes move until the edit of each row has arrived.
     """
 
     survive: str = "important"
@@ -42,6 +43,7 @@ class RoundingOptions:
     noise: float | None = None
     saturated: str = "count"
     aim: str = "weights"
+    carry: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ class Check:
 
 @dataclass
 class _Part:
-    """What became of a run of rows."""
+    """What became of a run of rows; arrived, square: as in :class:`TensorOutcome`."""
 
     counts: dict[str, int]
+    arrived: float
+    square: float
     steps: StepHistogram = field(default_factory=StepHistogram)
     check: Check | None = None
 
@@ -165,6 +169,8 @@ def patch_tensor(
         type=stock.type,
         **{name: sum(part.counts[name] for part in parts) for name in COUNTS},
         median_steps=steps.quantile(0.5),
+        arrived=sum(part.arrived for part in parts),
+        square=sum(part.square for part in parts),
         protected=codec is not None or stock.type in FLOAT_TYPES,
     )
     return outcome, [part.check for part in parts if part.check is not None]
@@ -201,16 +207,32 @@ def _on_the_grid(
     index = np.flatnonzero(delta != 0)
     change = delta.ravel()[index]
     stock, wider = blocks, None
+    carried = delta if options.carry and weights is not None else None
     if options.saturated == "widen":
         wider = widen(codec, blocks, delta, survive=options.survive, importance=importance)
     if wider is None:
         steps = levels
         wanted = None if weights is None else _towards(weights, levels, index, np.zeros_like(delta))
-        rounded = round_edit(levels, delta, wanted=wanted, hessian=feedback, free=free, survive=options.survive)
+        rounded = round_edit(
+            levels, delta, wanted=wanted, hessian=feedback, free=free, survive=options.survive, carried=carried
+        )
     else:
         blocks, steps, levels = wider.blocks, levels, codec.decode(wider.blocks)
         wanted = None if weights is None else _towards(weights, levels, index, wider.delta.copy())
-        rounded = round_edit(levels, wider.delta, wanted=wanted, hessian=feedback, free=free, must_move=wider.must_move)
+        carried = None if carried is None else np.where(delta != 0, wider.delta, 0)
+        rounded = round_edit(
+            levels,
+            wider.delta,
+            wanted=wanted,
+            hessian=feedback,
+            free=free,
+            must_move=wider.must_move,
+            carried=carried,
+        )
+    # Codes that did not move must decode to the very weights of the stock file.
+    values = dequantize_rows(codec.name, blocks, delta.shape[1])
+    moved = np.flatnonzero(rounded.codes != levels.codes)
+    values.ravel()[moved] = replace(levels, codes=rounded.codes).values_at(moved)
     part = _Part(
         {
             "edited": index.size,
@@ -221,13 +243,10 @@ def _on_the_grid(
             "moved_by_compensation": rounded.moved_by_compensation,
             "widened": 0,
             "regridded": 0,
-        }
+        },
+        *arrival(change, values.ravel()[index] - steps.values_at(index)),
     )
     part.steps.add(change, steps.steps_at(index, change))
-    # Codes that did not move must decode to the very weights of the stock file.
-    values = dequantize_rows(codec.name, blocks, delta.shape[1])
-    moved = np.flatnonzero(rounded.codes != levels.codes)
-    values.ravel()[moved] = replace(levels, codes=rounded.codes).values_at(moved)
     if wider is not None:
         differs = values != dequantize_rows(codec.name, stock, delta.shape[1])
         there = np.repeat(wider.regridded, codec.sub_block, axis=1)
@@ -270,7 +289,7 @@ def _anew(
         "widened": 0,
         "regridded": 0,
     }
-    return new, after, _Part(counts)
+    return new, after, _Part(counts, *arrival(delta.ravel(), (after - before).ravel()))
 
 
 def write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:

@@ -7,6 +7,7 @@ after, and the difference to the stock file is exactly the list of moved codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import EvaluationError, UnsupportedError
 from gguf_forget.export.derived_file import Value, write_derived
 from gguf_forget.export.edit import NeuronEdit
-from gguf_forget.export.outcome import TensorOutcome
+from gguf_forget.export.outcome import TensorOutcome, arrival
 from gguf_forget.grids import CODECS, codec_for
 from gguf_forget.rounding import round_edit, update_to_step
 
@@ -33,7 +34,16 @@ def _float_tensor(file: GgufFile, edit: NeuronEdit, original: np.ndarray) -> tup
     moved = new != stock.astype(dtype)
     landed = int((moved & (delta != 0)).sum())
     outcome = TensorOutcome(
-        edit.tensor, kind, edit.edited, edit.edited, landed, edit.edited - landed, int(moved.sum()), 0, None
+        edit.tensor,
+        kind,
+        edit.edited,
+        edit.edited,
+        landed,
+        edit.edited - landed,
+        int(moved.sum()),
+        0,
+        None,
+        *arrival(delta, new - stock),
     )
     return new.view(np.uint8).reshape(len(new), -1), outcome
 
@@ -55,6 +65,7 @@ def _quantized_tensor(file: GgufFile, edit: NeuronEdit, hessian: np.ndarray | No
         rounded.moved,
         rounded.moved_by_compensation,
         steps.median,
+        *arrival(delta, replace(levels, codes=rounded.codes).values() - levels.values()),
     )
     return codec.with_codes(blocks, rounded.codes), outcome
 

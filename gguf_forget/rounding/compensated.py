@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from gguf_forget.errors import InputError
 from gguf_forget.grids.layout import Codes, Levels
+from gguf_forget.rounding.carry import carry
 from gguf_forget.rounding.edits import Edits, Mask, find_edits
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 from gguf_forget.rounding.rows_alone import own_places, rows_alone
@@ -70,6 +71,7 @@ def round_edit(
     must_move: Mask | None = None,
     survive: str = "important",
     damp: float = 0.01,
+    carried: npt.NDArray[Any] | None = None,
 ) -> Rounded:
     """Codes for ``levels.values() + wanted`` on the grid of ``levels``.
 
@@ -86,6 +88,8 @@ def round_edit(
     survive: "all" asks it of every free edit, "important" of those of at least half the step in their direction,
         "none" of no edit.
     damp: added to H's diagonal, as a fraction of its mean; not to a ready Feedback.
+    carried: float [rows, columns], an edit of whose rows nothing may be lost: further codes move until it has arrived
+        (:mod:`gguf_forget.rounding.carry`).
 
     Raises InputError for shapes or dtypes that do not fit, values that are not finite, a weight that is in
     ``must_move`` but not ``free``, an unknown ``survive``, and a Hessian that is not symmetric positive semi-definite.
@@ -97,22 +101,25 @@ def round_edit(
         feedback = _feedback(hessian, delta, free, damp)
     edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
     codes = np.array(levels.codes, order="C")
+    by_compensation = 0
     if isinstance(feedback, Feedback):
         shift = _compensate(levels, delta, change, edits, feedback, free)
-        went = shift.ravel()[edits.index]
         codes += shift
-        moved = int(np.count_nonzero(shift))
+        went = shift.ravel()[edits.index]
+        by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
     else:
         went = _nearest_shifts(levels, change, edits, free)
-        codes.ravel()[edits.index] += went
-        moved = int(np.count_nonzero(went))
+    if carried is not None:
+        may_move = None if free is None else free.ravel()[edits.index]
+        went = carry(levels, edits, went, carried.ravel()[edits.index], change.ravel()[edits.index], may_move)
+    codes.ravel()[edits.index] = edits.codes + went
     return Rounded(
         codes=codes,
         asked=int(edits.asked.sum()),
         landed=int((edits.asked & (went * edits.direction > 0)).sum()),
         saturated=int(edits.saturated.sum()),
-        moved=moved,
-        moved_by_compensation=moved - int(np.count_nonzero(went)),
+        moved=by_compensation + int(np.count_nonzero(went)),
+        moved_by_compensation=by_compensation,
     )
 
 

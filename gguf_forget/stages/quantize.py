@@ -164,7 +164,7 @@ def _provenance(job: QuantizeJob, document: Mapping[str, Any], digests: Mapping[
         "gguf_forget.unlearned_sha256": digests["unlearned"],
         "gguf_forget.edited_tensors": len(document["edited_tensors"]),
         "gguf_forget.survive": rounding.survive,
-        "gguf_forget.aim": rounding.aim,
+        "gguf_forget.aim": f"{rounding.aim}, carried" if rounding.aim == "weights" and rounding.carry else rounding.aim,
         "gguf_forget.saturated": rounding.saturated,
     }
     if job.calibration:

@@ -126,7 +126,8 @@ def test_errors_are_compensated_run_by_run_as_in_one_piece(
         levels, delta = codec.decode(before[name].raw), changed[name] - weights[name]
         free = delta != 0 if outside_mask == "frozen" else None
         wanted = None if aim == "edit" else np.where(delta != 0, changed[name] - levels.values(), 0)
-        expected = round_edit(levels, delta, wanted=wanted, hessian=hessians[name], free=free)
+        carried = None if aim == "edit" else delta
+        expected = round_edit(levels, delta, wanted=wanted, hessian=hessians[name], free=free, carried=carried)
         np.testing.assert_array_equal(codec.decode(after[name].raw).codes, expected.codes)
         assert (outcome["landed"], outcome["moved"]) == (expected.landed, expected.moved)
         assert (outcome["moved_by_compensation"] > 0) == (outside_mask == "compensate")

@@ -90,7 +90,7 @@ def test_calibration_data_choose_the_codes(models: tuple[Path, Path], tmp_path: 
         hessian = moments(models[1], module, folder)
         wanted = np.where(delta != 0, GgufFile(models[1]).weights(name) - levels.values(), 0)
         free = delta != 0 if outside == "frozen" else None
-        expected = round_edit(levels, delta, wanted=wanted, hessian=hessian, free=free)
+        expected = round_edit(levels, delta, wanted=wanted, hessian=hessian, free=free, carried=delta)
         found = codec.decode(after[name].raw).codes
         # float32 sums: a code may tip over where two are equally good.
         assert (found != expected.codes).mean() < 1e-3

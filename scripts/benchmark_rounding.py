@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""What is left of a model's forgetting once it is quantized: llama.cpp's rounding beside ours, through llama.cpp.
+
+    scripts/benchmark_rounding.py RUN --json FILE [--type Q4_0 --type Q4_K_M --type Q4_K_S:pure] [--side NAME]
+
+RUN is a finished run directory of `gguf-forget demo`. Its plain-NPO baseline, all weights changed by small amounts and
+made without any knowledge of a grid, stands for a model that another tool unlearned. For every type it is quantized
+
+- stock: by llama.cpp,
+- nearest: `gguf-forget quantize --no-carry`, each code the nearest one on the original's grid,
+- carried: `gguf-forget quantize`, no option,
+- calibrated: `gguf-forget quantize --calibration RUN/facts.jsonl --calibration TEXT`,
+- calibrated, not carried: the same with `--no-carry`,
+
+and asked through llama.cpp: the forgotten capitals on three of the phrasings that NPO was trained on (4-way accuracy,
+log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
+documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
+mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. Also given: the
+original in the same type, and how much of the edit arrived in the file's weights.
+
+A file is removed once it is scored. Exit codes: 0 measured, 2 a wrong argument or run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from benchmark_support.tables import table
+
+from gguf_forget.errors import GgufForgetError, InputError
+from gguf_forget.facts.text import HALVES, builtin_documents
+from gguf_forget.llama.options import QuantizeOptions
+from gguf_forget.llama.quantizer import quantize
+from gguf_forget.pipeline import tool_versions
+from gguf_forget.progress import Progress, progress_for
+from gguf_forget.run_directory import write_json_atomically
+from gguf_forget.stages.verify import score
+from gguf_forget.verification.scores import FileScores
+
+TYPES = ("Q4_0", "Q4_K_M")
+SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated")
+HEADER = ["type", "rounding", "4-way", "log p", "gap", "retain", "perplexity", "arrives"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--type", dest="types", action="append", metavar="TYPE[:pure]")
+    parser.add_argument("--side", dest="sides", action="append", choices=SIDES, help="some of the files alone")
+    parser.add_argument("--folder", type=Path, help="for the files [default: the system's temporary directory]")
+    return parser.parse_args()
+
+
+def _ours(original: Path, unlearned: Path, out: Path, kind: str, options: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "gguf_forget", "quantize", *map(str, (original, unlearned, out)), kind, "--json"]
+    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"gguf-forget quantize ended with {done.returncode}")
+    document: dict[str, Any] = json.loads(done.stdout)["files"][0]["totals"]
+    return document
+
+
+def _figures(scores: FileScores, reference: FileScores | None) -> dict[str, Any]:
+    """reference: of the unlearned model in F32."""
+
+    def answers(of: FileScores) -> dict[tuple[int, int], float]:
+        return {
+            (item.fact, item.phrasing): item.answer_log_probability
+            for item in of.items
+            if item.split == "forget" and item.relation == "capital" and not item.held_out
+        }
+
+    forget = [
+        item for item in scores.items if item.split == "forget" and item.relation == "capital" and not item.held_out
+    ]
+    kept = [item for item in scores.items if item.split == "retain" and item.relation == "capital"]
+    own = answers(scores)
+    figures: dict[str, Any] = {
+        "accuracy": mean(item.credit() for item in forget),
+        "answer_log_probability": mean(own.values()),
+        "retain_accuracy": mean(item.credit() for item in kept),
+        "perplexity": scores.perplexity,
+        "facts": len({fact for fact, _ in own}),
+    }
+    if reference is not None:
+        other = answers(reference)
+        by_fact: dict[int, list[float]] = {}
+        for key, value in own.items():
+            by_fact.setdefault(key[0], []).append(value - other[key])
+        gaps = np.array([mean(values) for values in by_fact.values()])
+        figures["gap"] = float(gaps.mean())
+        figures["gap_standard_error"] = float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+    return figures
+
+
+def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+    run: Path = arguments.run
+    original, unlearned = run / "load" / "template.gguf", run / "baseline" / "F32.gguf"
+    facts = run / "facts.jsonl"
+    for needed in (original, unlearned, facts):
+        if not needed.is_file():
+            raise InputError(f"no file {needed}", hint="give the run directory of a finished gguf-forget demo")
+    text = folder / "calibration.txt"
+    text.write_text("\n\n".join(builtin_documents(HALVES[0])), encoding="utf-8")
+    calibration = ["--calibration", str(facts), "--calibration", str(text)]
+
+    def judged(file: Path) -> FileScores:
+        return score(
+            file,
+            run / "facts",
+            folder,
+            progress,
+            max_new_tokens=1,
+            retain_items=24,
+            trained_phrasings=3,
+            threads=0,
+        )
+
+    reference = judged(unlearned)
+    rows = [{"type": "F32", "rounding": "none", **_figures(reference, None)}]
+    for given in arguments.types or TYPES:
+        kind, _, pure = given.partition(":")
+        more = ["--pure"] if pure else []
+        ways: Sequence[Sequence[str] | Path] = (
+            original,
+            unlearned,
+            ["--no-carry"],
+            [],
+            [*calibration, "--no-carry"],
+            calibration,
+        )
+        for side, how in zip(SIDES, ways, strict=True):
+            if arguments.sides and side not in arguments.sides:
+                continue
+            file, arrives = folder / "model.gguf", None
+            if isinstance(how, Path):
+                quantize(how, file, kind, options=QuantizeOptions(pure=bool(pure)))
+            else:
+                arrives = _ours(original, unlearned, file, kind, [*more, *how])["arrived_share"]
+            rows.append({"type": given, "rounding": side, "arrives": arrives, **_figures(judged(file), reference)})
+            file.unlink()
+    return rows
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    gap = f"{row['gap']:+.1f} ± {row['gap_standard_error']:.1f}" if "gap" in row else ""
+    arrives = f"{row['arrives']:.1%}" if row.get("arrives") is not None else ""
+    return [
+        row["type"],
+        row["rounding"],
+        f"{row['accuracy']:.3f}",
+        f"{row['answer_log_probability']:.1f}",
+        gap,
+        f"{row['retain_accuracy']:.3f}",
+        f"{row['perplexity']:.2f}",
+        arrives,
+    ]
+
+
+def main() -> int:
+    arguments = _arguments()
+    try:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            rows = _measure(arguments, Path(folder), progress_for(quiet=False))
+        write_json_atomically(
+            arguments.json, {"schema_version": 1, "run": str(arguments.run), "tools": tool_versions(), "rows": rows}
+        )
+    except GgufForgetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(HEADER, [_row(row) for row in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
