@@ -69,7 +69,7 @@ def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: P
     found = recompute(path)
     publish(found.report, html=html, junit=junit)
     if as_json:
-        click.echo(json.dumps(found.verdict.to_json(), indent=2, sort_keys=True))
+        click.echo(json.dumps({"schema_version": 1, **found.verdict.to_json()}, indent=2, sort_keys=True))
     else:
         click.echo(f"{found.verdict.sentence}\nThis follows from {found.source} alone.")
     return found.verdict.exit_code
@@ -78,15 +78,13 @@ def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: P
 def publish(report: Any, *, html: Path | None, junit: Path | None) -> None:
     """Other forms of a report. Raises InputError where one cannot be written."""
     from gguf_forget.report.junit import junit_xml
+    from gguf_forget.whole_file import replaced_whole
 
     for path, make in ((junit, junit_xml), (html, _html)):
         if path is None:
             continue
-        text = make(report)
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written", cause=str(error), hint="check the path") from error
+        with replaced_whole(path) as file:
+            file.write(make(report).encode())
 
 
 def _html(report: Any) -> str:
@@ -103,8 +101,8 @@ def _html(report: Any) -> str:
 def rebuild(stock: Path, evidence: Path, out: Path, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """Rebuild a shipped file bit by bit from the STOCK file and the list of moved codes in EVIDENCE.
 
-    EVIDENCE is the evidence folder of a run, in which the list that fits STOCK is found by its hash, or one
-    .moves.npz file. A STOCK other than the one that was edited is refused.
+    EVIDENCE is the evidence folder of a run or of `quantize --evidence`, in which the list that fits STOCK is found by
+    its hash, or one .moves.npz file. A STOCK other than the one that was edited is refused.
 
     \b
     Examples:

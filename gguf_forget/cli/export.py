@@ -92,6 +92,12 @@ class TensorType(click.ParamType):
 @click.option(
     "--twin", type=click.Choice(["F16", "BF16"]), help="Also write OUT.twin.F16.gguf, to be quantized by anyone."
 )
+@click.option(
+    "--evidence",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write hashes, versions, options and all moved codes, from which `rebuild` gives each file back.",
+)
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
 @click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
 @common
@@ -116,6 +122,7 @@ def quantize(
     no_provenance: bool,
     noise: float | None,
     twin: str | None,
+    evidence: Path | None,
     llama_cpp: Path | None,
     threads: int,
     dry_run: bool,
@@ -173,6 +180,7 @@ def quantize(
             provenance=not no_provenance,
             llama_cpp=llama_cpp,
             twin=twin,
+            evidence=evidence,
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -223,6 +231,8 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             )
         if file["not_protected"]:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
+    if "evidence" in document:
+        click.echo(f"evidence in {document['evidence']}")
 
 
 @click.command()

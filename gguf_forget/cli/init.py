@@ -29,15 +29,13 @@ def init(preset: str, out: Path, as_json: bool, quiet: bool, debug: bool) -> Non
     def work() -> int:
         from gguf_forget.errors import InputError
         from gguf_forget.presets import recipe_text
+        from gguf_forget.whole_file import replaced_whole
 
         text = recipe_text(preset)
-        try:
-            with out.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise InputError(f"{out} is there already, needed a free path", hint="choose another with -o") from None
-        except OSError as error:
-            raise InputError(f"cannot write {out}", cause=str(error)) from error
+        if out.exists():
+            raise InputError(f"{out} is there already, needed a free path", hint="choose another with -o")
+        with replaced_whole(out) as file:
+            file.write(text.encode())
         if as_json:
             click.echo(json.dumps({"schema_version": 1, "preset": preset, "recipe": str(out)}))
         elif not quiet:

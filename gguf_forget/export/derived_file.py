@@ -21,7 +21,7 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import InputError
 from gguf_forget.export.gguf_header import read_header
-from gguf_forget.export.whole_file import replaced_whole
+from gguf_forget.whole_file import replaced_whole
 
 Value = str | int | float | bool
 _UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type

@@ -30,8 +30,8 @@ from gguf_forget.checkpoint.stored import StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.gguf_header import Header, read_header
 from gguf_forget.export.patch import runs_of_rows
-from gguf_forget.export.whole_file import AT_ONCE, replaced_whole, sha256_of, sha256_of_path
 from gguf_forget.grids import CODECS
+from gguf_forget.whole_file import AT_ONCE, replaced_whole, sha256_of, sha256_of_path
 
 SCHEMA_VERSION = 1
 SUFFIX = ".moves.npz"

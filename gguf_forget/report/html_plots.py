@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -36,6 +37,14 @@ def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Labels of a logarithmic axis without the mathematical markup that is matplotlib's default."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_major_formatter(lambda value, _position: f"{value:,g}" if value < 1e4 else f"{value:,.0f}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _svg(figure: Figure, name: str, alternative: str) -> str:
@@ -139,8 +148,9 @@ def update_to_step(steps: Mapping[str, Mapping[str, Any]]) -> str | None:
             axes.set_xscale("log", base=2)
             # Half a step is always in the picture.
             axes.set_xlim(min(0.4, edges[0] * 0.9), max(edges[-1] * 1.1, 4))
-            axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
             axes.set_yscale("log")
+            for axis in (axes.xaxis, axes.yaxis):
+                _plain_numbers(axis)
             axes.set_ylim(bottom=0.7)
             axes.set(title=f"{kind}: {found['unmoved']:,} edits did not move a code", ylabel="weights")
         axes.set_xlabel("|edit| in steps of the file's grid (dashed: half a step)")
@@ -190,7 +200,7 @@ def training(curve: Mapping[str, Sequence[float]]) -> str | None:
             upper.plot(curve["step"], curve[name], color=colour, linewidth=1.2, label=name)
         upper.set(ylabel="loss (nats)")
         upper.set_yscale("symlog", linthresh=0.1)
-        upper.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+        _plain_numbers(upper.yaxis)
         upper.legend(frameon=False, ncols=3, fontsize=8)
         lower.plot(curve["step"], curve["moved"], color=INK, linewidth=1.2)
         lower.yaxis.set_major_formatter(lambda value, _position: f"{value:,.0f}")
@@ -221,7 +231,7 @@ def faithfulness(curves: Mapping[str, Mapping[str, Any]]) -> str | None:
                 label=name,
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+        _plain_numbers(axes.xaxis)
         axes.set(xlabel="MLP neurons kept (%)", ylabel="faithfulness (1: whole model)")
         axes.legend(frameon=False, fontsize=8)
         return _svg(figure, "faithfulness", "Faithfulness of the highest-scoring neurons by their share")

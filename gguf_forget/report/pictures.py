@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_forget.errors import InputError
+from gguf_forget.whole_file import replaced_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,5 @@ def save_picture(figure: Figure, path: Path) -> None:
     kind = picture_format(path)
     (FigureCanvasSVG if kind == "svg" else FigureCanvasAgg)(figure)
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    try:
-        figure.savefig(path, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written", cause=str(error), hint="give a folder that exists") from error
+    with replaced_whole(path) as file:
+        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)

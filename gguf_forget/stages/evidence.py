@@ -1,10 +1,13 @@
-"""The last stage: what an auditor keeps, in one folder beside the exported files.
+"""What an auditor keeps, in one folder: the last stage of a run, or what ``quantize --evidence`` writes.
 
     evidence.json     what went in and what came out, by SHA-256; versions, machine, seeds; the files below by SHA-256
+    moves/            for each shipped file all that differs from the stock file (see gguf_forget.export.moves)
+
+of a run also
+
     report.json       the report
     recipe.json       the recipe as resolved, paths shortened to file names
     scores/           every probe item of every file judged (hashes and log-probabilities), gzip
-    moves/            for each shipped file all that differs from the stock file (see gguf_forget.export.moves)
 
 The verdict follows from scores and recipe, the shipped files from the stock files and moves. No fact is in it in clear;
 whoever suspects a certain fact can still find out from the items' hashes whether it was asked about.
@@ -26,7 +29,7 @@ from gguf_forget.report.document import content_hash
 from gguf_forget.run_directory import read_json, sha256_file, write_json_atomically
 
 MANIFEST, REPORT, RECIPE, SCORES, MOVES = "evidence.json", "report.json", "recipe.json", "scores", "moves"
-KIND, SCHEMA_VERSION = "evidence of a run", 1
+RUN, EXPORT, SCHEMA_VERSION = "evidence of a run", "evidence of an export", 1
 LARGEST_SCORES = 1 << 30  # bytes; compressed zeros must not fill the memory
 
 
@@ -50,22 +53,15 @@ def write_evidence(
         # No time, no name, a fixed level: the same scores give the same bytes.
         raw = gzip.compress((folder / "scores.json").read_bytes(), compresslevel=9, mtime=0)
         (out / SCORES / score_name(row)).write_bytes(raw)
-    (out / MOVES).mkdir()
     outputs = {}
     with progress.task("list of moved codes", len(recipe.export.types)) as advance:
         for kind in recipe.export.types:
             stock, shipped = folders["stock"] / f"{kind}.gguf", folders["export"] / f"unlearned.{kind}.gguf"
-            about = write_moves(stock, shipped, out / MOVES / f"{kind}{SUFFIX}")
-            outputs[kind] = {
-                "stock": dict(about.stock),
-                "shipped": dict(about.shipped),
-                "moves": sum(entry["moves"] for entry in about.tensors.values()),
-            }
+            outputs[kind] = list_moves(stock, shipped, kind, out)
             advance(1, kind)
     model = read_json(folders["load"] / "model.json")
-    manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
+    manifest = {
+        "kind": RUN,
         "verdict": report["verdict"]["sentence"],
         "report_sha256": report["sha256"],
         "inputs": {
@@ -78,14 +74,33 @@ def write_evidence(
         "seeds": {name: section["seed"] for name, section in resolved.items() if "seed" in section},
         "tools": report["tools"],
         "environment": report["environment"],
+    }
+    seal(out, manifest)
+
+
+def list_moves(stock: Path, shipped: Path, file_type: str, out: Path) -> dict[str, Any]:
+    """Write the list by which ``shipped`` follows from ``stock`` into ``out``; returns what a manifest says of it.
+
+    Raises EvaluationError where the shipped file does not follow.
+    """
+    (out / MOVES).mkdir(exist_ok=True)
+    about = write_moves(stock, shipped, out / MOVES / f"{file_type}{SUFFIX}")
+    moves = sum(entry["moves"] for entry in about.tensors.values())
+    return {"stock": dict(about.stock), "shipped": dict(about.shipped), "moves": moves}
+
+
+def seal(out: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest: ``content``, and every file that is in ``out`` by now."""
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        **content,
         "files": {
             path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sorted(out.rglob("*"))
             if path.is_file()
         },
     }
-    manifest["sha256"] = content_hash(manifest)
-    write_json_atomically(out / MANIFEST, manifest)
+    write_json_atomically(out / MANIFEST, {**manifest, "sha256": content_hash(manifest)})
 
 
 def read_scores(path: Path) -> Any:

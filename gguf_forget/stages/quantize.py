@@ -27,13 +27,15 @@ from gguf_forget.export.quantize import (
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.run_directory import sha256_file
+from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
 
 
 @dataclass(frozen=True)
 class QuantizeJob:
     """calibration: files of facts (``.jsonl``) or text; none rounds every weight by itself. provenance: whether a file
     that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used. twin: F16 or BF16
-    also writes a twin of every file (:mod:`gguf_forget.export.twin`).
+    also writes a twin of every file (:mod:`gguf_forget.export.twin`). evidence: the folder of
+    :mod:`gguf_forget.stages.export_evidence`.
     """
 
     original: Path
@@ -45,6 +47,7 @@ class QuantizeJob:
     provenance: bool = True
     llama_cpp: Path | None = None
     twin: str | None = None
+    evidence: Path | None = None
 
     def twins(self) -> dict[str, Path]:
         """File type to the twin of its file; nothing where none is asked for."""
@@ -61,8 +64,12 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             "--outside-mask compensate without calibration data: nothing says which weights could make good an error",
             hint="give --calibration FILE (text, or facts as JSONL), or leave --outside-mask at frozen",
         )
-    if job.twin is not None and (job.options.split_bytes or job.options.keep_split):
-        raise InputError("a twin of a split file cannot be made", hint="leave out --twin, or write one file")
+    split = bool(job.options.split_bytes or job.options.keep_split)
+    for option, asked in (("--twin", job.twin), ("--evidence", job.evidence)):
+        if asked is not None and split:
+            raise InputError(f"{option} of a split file cannot be made", hint=f"leave out {option}, or write one file")
+    if job.evidence is not None:
+        check_folder(job.evidence, job.out)
     folder = next(iter(job.files.values())).parent
     # A directory for several files is made, but only once everything has been checked.
     work = folder.parent if folder == job.out and not folder.exists() else folder
@@ -83,9 +90,9 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
         if dry_run:
             document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
             return document
-        split = bool(job.options.split_bytes or job.options.keep_split)
         halves = sum(2 * tensor.rows * tensor.columns for tensor in pair.before.values())
-        check_space(planned, work, split=split, besides=disk + len(job.twins()) * halves)
+        stock = 0 if job.evidence is None else max(plan.bytes for plan in planned.files.values())
+        check_space(planned, work, split=split, besides=disk + len(job.twins()) * halves + stock)
         folder.mkdir(exist_ok=True)
         hessians: Hessians = lambda name: None  # noqa: E731
         if columns:
@@ -94,10 +101,14 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             moments = stack.enter_context(calibrated(pair, job.unlearned, sequences, columns, work, progress))
             document["calibration"]["without"] = [name for name in columns if name not in moments]
             hessians = moments
-        options = replace(job.options, metadata=_provenance(job, document, progress) if job.provenance else {})
+        digests = _digests(job, progress) if job.provenance or job.evidence is not None else {}
+        options = replace(job.options, metadata=_provenance(job, document, digests) if job.provenance else {})
         document["files"] = export_types(pair, planned, job.files, options, progress, hessians)
         for file, (kind, path) in zip(document["files"], job.twins().items(), strict=False):
             file["twin"] = export_twin(pair, planned.edited, job.files[kind], path, str(job.twin), options, progress)
+        if job.evidence is not None:
+            _write_evidence(job, job.evidence, pair, digests, progress)
+            document["evidence"] = str(job.evidence)
     return document
 
 
@@ -119,15 +130,38 @@ def _calibration(
     return sequences, columns, plan.disk
 
 
-def _provenance(job: QuantizeJob, document: Mapping[str, Any], progress: Progress) -> dict[str, str | int]:
+def _digests(job: QuantizeJob, progress: Progress) -> dict[str, str]:
+    progress.note("hashing the models")
+    return {"base": _digest(job.original), "unlearned": _digest(job.unlearned)}
+
+
+def _write_evidence(job: QuantizeJob, folder: Path, pair: Pair, digests: Mapping[str, str], progress: Progress) -> None:
+    named = {"base": job.original, "unlearned": job.unlearned}
+    asked = {
+        "calibration_sha256": [sha256_file(path) for path in job.calibration],
+        "provenance": job.provenance,
+        "twin": job.twin,
+    }
+    write_export_evidence(
+        pair.original,
+        job.files,
+        {role: {"name": path.resolve().name, "sha256": digests[role]} for role, path in named.items()},
+        job.options,
+        asked,
+        folder,
+        progress,
+        twins=job.twins(),
+    )
+
+
+def _provenance(job: QuantizeJob, document: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str | int]:
     """The keys of a file that holds an edit; llama.cpp takes strings of at most 127 bytes."""
     rounding = job.options.rounding
-    progress.note("hashing the models")
     keys: dict[str, str | int] = {
         "gguf_forget.version": __version__,
         "gguf_forget.method": "edits of another model, rounded on the original's grid",
-        "gguf_forget.base_sha256": _digest(job.original),
-        "gguf_forget.unlearned_sha256": _digest(job.unlearned),
+        "gguf_forget.base_sha256": digests["base"],
+        "gguf_forget.unlearned_sha256": digests["unlearned"],
         "gguf_forget.edited_tensors": len(document["edited_tensors"]),
         "gguf_forget.survive": rounding.survive,
         "gguf_forget.aim": f"{rounding.aim}, carried" if rounding.aim == "weights" and rounding.carry else rounding.aim,

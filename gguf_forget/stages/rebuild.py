@@ -40,8 +40,8 @@ def rebuild_file(stock: Path, evidence: Path, out: Path, *, dry_run: bool) -> di
 def _list_for(stock: Path, folder: Path) -> Path:
     """The list of an evidence folder that was made from this stock file."""
     if not (folder / bundle.MANIFEST).is_file():
-        raise InputError(f"{folder} holds no {bundle.MANIFEST}", hint="give the evidence folder of a run")
-    outputs = read_manifest(folder)["outputs"]
+        raise InputError(f"{folder} holds no {bundle.MANIFEST}", hint="give the evidence folder of a run or an export")
+    outputs = read_manifest(folder, bundle.RUN, bundle.EXPORT)["outputs"]
     found = sha256_file(stock)
     known = {kind: record["stock"]["sha256"] for kind, record in outputs.items()}
     for kind, digest in known.items():

@@ -99,16 +99,18 @@ def _check_hash(document: Mapping[str, Any], name: str) -> None:
         raise EvaluationError(f"{name} has sha256 {found}, but names {document.get('sha256')}", hint=CHANGED)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """evidence.json, every file it lists checked against its hash.
+def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
+    """evidence.json of one of these kinds, every file it lists checked against its hash.
 
     Raises InputError for a folder without it or of another version, EvaluationError where a hash is not the one named.
     """
     manifest = _object(folder / bundle.MANIFEST)
-    if manifest.get("kind") != bundle.KIND or manifest.get("schema_version") != bundle.SCHEMA_VERSION:
+    if manifest.get("kind") not in kinds or manifest.get("schema_version") != bundle.SCHEMA_VERSION:
         raise InputError(
             f"{folder / bundle.MANIFEST} is {manifest.get('kind')!r} of schema version "
-            f"{manifest.get('schema_version')!r}, needed {bundle.KIND!r} of version {bundle.SCHEMA_VERSION}"
+            f"{manifest.get('schema_version')!r}, needed {' or '.join(map(repr, kinds))} of version "
+            f"{bundle.SCHEMA_VERSION}",
+            hint="only a run has a verdict; gguf-forget rebuild checks an export" if kinds == (bundle.RUN,) else None,
         )
     _check_hash(manifest, bundle.MANIFEST)
     try:
@@ -124,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, bundle.RUN)
     report = _object(folder / bundle.REPORT)
     _check_hash(report, bundle.REPORT)
     try:

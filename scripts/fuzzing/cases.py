@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fuzzing.harness import CaseFailed, api, call, check, child, spoiled, tree
 from fuzzing.material import Material
+from fuzzing.places import sealed, small_disk
 
 Case = Callable[[Material, Path, random.Random], str]
 
@@ -105,6 +106,59 @@ def unwritable(material: Material, folder: Path, draw: random.Random) -> str:
     return kind
 
 
+def _writers(material: Material, folder: Path) -> list[tuple[tuple[object, ...], Path]]:
+    """Commands that write one file into ``folder``, and which."""
+    return [
+        (("rebuild", material.stock, material.moves, "-o", folder / "out.gguf", "-q"), folder / "out.gguf"),
+        (("init", "capitals", "-o", folder / "recipe.toml"), folder / "recipe.toml"),
+        (("diff", material.stock, material.shipped, "--plot", folder / "plot.svg", "-q"), folder / "plot.svg"),
+    ]
+
+
+def read_only(material: Material, folder: Path, draw: random.Random) -> str:
+    """What works in another folder ends with exit code 2 in one that cannot be written."""
+    kind = draw.randrange(3)
+    for name in ("open", "closed"):
+        (folder / name).mkdir()
+    arguments, result = _writers(material, folder / "open")[kind]
+    code, said = call(*arguments)
+    if code != 0 or not result.is_file():
+        raise CaseFailed(f"in a folder like others: exit code {code}: {said[:300]}")
+    check(*call("load", material.recipe, "-o", folder / "open" / "run", "--dry-run"))  # loads what nobody may not
+    with sealed(folder / "closed"):
+        code, said = call(*_writers(material, folder / "closed")[kind][0])
+        check(code, said)
+        if code != 2:
+            raise CaseFailed(f"exit code {code}, needed 2")
+        code, said = call("load", material.recipe, "-o", folder / "closed" / "run", "-q")
+        check(code, said)
+        if code != 2:
+            raise CaseFailed(f"a run: exit code {code}, needed 2")
+    _unchanged(folder / "closed", set())
+    return f"{arguments[0]} in a read-only folder"
+
+
+def full_disk(material: Material, folder: Path, draw: random.Random) -> str:
+    """On a disk with too little room a result is absent or whole, and with more room the same command works."""
+    kind = draw.randrange(3)
+    (folder / "roomy").mkdir()
+    whole = _writers(material, folder / "roomy")[kind]
+    call(*whole[0])
+    disk = folder / "disk"
+    disk.mkdir()
+    with small_disk(disk, draw.choice((4096, 8192, 16384, 32768, 65536))) as enlarge:
+        arguments, result = _writers(material, disk)[kind]
+        code, said = call(*arguments)
+        check(code, said)
+        _unchanged(disk, {result.name} if code == 0 else set())
+        enlarge()
+        result.unlink(missing_ok=True)
+        code, said = call(*arguments)
+        if code != 0 or result.read_bytes() != whole[1].read_bytes():
+            raise CaseFailed(f"with more room: exit code {code}: {said[:300]}")
+    return f"{arguments[0]} on a full disk"
+
+
 def two_runs(material: Material, folder: Path, draw: random.Random) -> str:
     """A second process (here: a second lock) in a run directory is refused and changes nothing."""
     from gguf_forget.run_directory import RunDirectory
@@ -152,6 +206,8 @@ CASES: Mapping[str, Case] = {
     "circuit": circuits,
     "edit": edits,
     "unwritable": unwritable,
+    "read only": read_only,
+    "full disk": full_disk,
     "two runs": two_runs,
 }
 CHILDREN: Mapping[str, Case] = {"quantize": through_llama, "killed": killed}

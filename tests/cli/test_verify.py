@@ -84,7 +84,7 @@ def test_the_same_verdict_from_the_report_alone(folder: Path, report: Any) -> No
     assert result.exit_code == 0
     assert result.stdout.startswith(report["verdict"]["sentence"])
     as_json = invoke("--recompute", folder / "report.json", "--json")
-    assert json.loads(as_json.stdout) == report["verdict"]
+    assert json.loads(as_json.stdout) == {"schema_version": 1, **report["verdict"]}
 
 
 def test_a_forged_report_cannot_be_evaluated(folder: Path, report: Any) -> None:

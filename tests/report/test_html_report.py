@@ -108,6 +108,7 @@ def test_a_run_shows_everything_that_it_has() -> None:
     for text in ("gguf-forget run recipe.toml", "rebuild stock.Q4_K_M.gguf", "ab" * 32, "unlearn 7", report["sha256"]):
         assert text in body
     assert "edited weights can be trained again" in body
+    assert "mathdefault" not in page  # matplotlib's own labels of a logarithmic axis are mathematics, which is off
     assert page == build_html(copy.deepcopy(report))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_evidence import relist, rewrite
 from click.testing import CliRunner, Result
 from test_pipeline import facts
 
@@ -30,25 +31,6 @@ def run(project: Path, tmp_path: Path) -> Path:
     shutil.copytree(project / "done" / "evidence", tmp_path / "evidence")
     shutil.copytree(project / "done" / "report", tmp_path / "report")
     return tmp_path
-
-
-def rewrite(path: Path, change: Callable[[Any], object]) -> None:
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
-def relist(evidence: Path, *, report_hash: bool = False) -> None:
-    """Put every hash right again, as someone would who covers a change."""
-    if report_hash:
-        rewrite(evidence / "report.json", lambda report: report.update(sha256=content_hash(report)))
-    manifest = json.loads((evidence / "evidence.json").read_text())
-    for name in manifest["files"]:
-        manifest["files"][name]["sha256"] = sha256_file(evidence / name)
-    if report_hash:
-        manifest["report_sha256"] = json.loads((evidence / "report.json").read_text())["sha256"]
-    manifest["sha256"] = content_hash(manifest)
-    (evidence / "evidence.json").write_text(json.dumps(manifest))
 
 
 def test_the_shipped_files_are_rebuilt_bit_by_bit(project: Path, tmp_path: Path) -> None:
