@@ -157,6 +157,18 @@ def _stopper(
     return stop
 
 
+def _remark(losses: StepLosses) -> str:
+    """What the progress line says of a step."""
+
+    def answered(accuracy: float | None) -> str:
+        return "" if accuracy is None else f" ({accuracy:.0%} right)"
+
+    return (
+        f"forget {losses.forget:.2f}{answered(losses.forget_accuracy)} "
+        f"retain {losses.retain:.3f}{answered(losses.retain_accuracy)} text {losses.text:.3f} moved {losses.moved:,}"
+    )
+
+
 def unlearn(
     template: Path,
     stock: Path,
@@ -211,10 +223,7 @@ def unlearn(
     with progress.task("training through the grid", options.steps) as advance:
 
         def show(losses: StepLosses) -> None:
-            advance(
-                1,
-                f"forget {losses.forget:.2f} retain {losses.retain:.3f} text {losses.text:.3f} moved {losses.moved:,}",
-            )
+            advance(1, _remark(losses))
 
         history = train(
             bases,

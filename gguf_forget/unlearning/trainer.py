@@ -24,6 +24,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
+from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy, mean_or_none
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
 from gguf_forget.unlearning.scoring import (
@@ -40,12 +41,18 @@ from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Unweighted losses of one step in nats, and the moves made so far."""
+    """Unweighted losses of one step in nats, 4-way accuracies on its batch, and the moves made so far.
+
+    The accuracies (see live_accuracy) are those before the step, as rounded as its losses; None where nothing had
+    another answer beside it.
+    """
 
     step: int
     forget: float
     retain: float
     text: float
+    forget_accuracy: float | None
+    retain_accuracy: float | None
     moved: int
 
 
@@ -147,9 +154,14 @@ def _accumulate(
     mixture: Mixture,
     weights: Weights,
     goal: _Goal,
-) -> tuple[float, float, float]:
-    """Forget, retain and text loss of the whole step; gradients of their weighted sum are left in the edits."""
+    accuracy: ChoiceAccuracy,
+) -> tuple[tuple[float, float, float], tuple[float | None, float | None]]:
+    """Forget, retain and text loss of the whole step, and accuracies of what it forgets and keeps.
+
+    Gradients of the losses' weighted sum are left in the edits.
+    """
     values = [0.0, 0.0, 0.0]
+    credits: tuple[list[float], list[float]] = ([], [])
     factors = (weights.forget, weights.retain, weights.text)
     for own in parts:
         asked, kept, prose = own.sequences(forget, mixture)
@@ -182,7 +194,10 @@ def _accumulate(
             torch.stack(terms).sum().backward()
         for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
             values[index] += share * float(loss.detach()) if loss is not None else 0.0
-    return values[0], values[1], values[2]
+        answered = ([forget[index] for index in own.chosen], own.kept)
+        for each, log_probs, part, examples in zip(credits, found, split, answered, strict=False):
+            each += accuracy.credits(log_probs.detach(), part, examples)
+    return (values[0], values[1], values[2]), (mean_or_none(credits[0]), mean_or_none(credits[1]))
 
 
 def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
@@ -237,6 +252,7 @@ def train(
     turns = [reference, *bases[1:], *bases[1:]]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     goal = _Goal(objective, rivals, targets, margin, npo_beta)
+    accuracy = ChoiceAccuracy(facts, [*forget, *retain])
     history = _resume(state, edits, optimizer) if state else []
     done = len(history)
     for step in range(steps):
@@ -251,7 +267,7 @@ def train(
         for edit in edits:
             edit.refresh(hardness)
         whole = _Lists(chosen, kept, prose)
-        losses = _accumulate(
+        losses, accuracies = _accumulate(
             turns[step % len(turns)],
             reference,
             edits,
@@ -261,6 +277,7 @@ def train(
             mixture,
             weights,
             goal,
+            accuracy,
         )
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
@@ -269,7 +286,7 @@ def train(
             )
         optimizer.step([edit.latent_gradient() for edit in edits])
         moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
-        history.append(StepLosses(step + 1, *losses, moved))
+        history.append(StepLosses(step + 1, *losses, *accuracies, moved))
         progress(history[-1])
         if keep is not None and len(history) % keep_every == 0:
             keep(_state(edits, optimizer, history))

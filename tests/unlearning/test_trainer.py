@@ -207,6 +207,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any) -> 
         assert float((moment - moments[0]).norm() / moments[0].norm()) < 1e-3
 
 
+def test_a_step_tells_the_accuracy_of_what_it_saw(tiny_model: Any) -> None:
+    """All three facts to forget are in every batch of three: the slow way over the whole set gives the same."""
+    history = run([tiny_model], make_edits(), learning_rate=0.0, steps=2)
+    credits = []
+    with torch.no_grad():
+        for example in FORGET:
+            batch = pack(answers([example]))
+            first = log_probabilities(tiny_model, batch)[0]
+            others = {other.answer[0] for other in FORGET} - {example.answer[0]}
+            credits.append(float(all(first[other] < first[example.answer[0]] for other in others)))
+    assert [losses.forget_accuracy for losses in history] == [pytest.approx(sum(credits) / 3)] * 2
+    parts = run([tiny_model], make_edits(), learning_rate=0.0, steps=2, accumulation=3)
+    assert [(losses.forget_accuracy, losses.retain_accuracy) for losses in parts] == [
+        (losses.forget_accuracy, losses.retain_accuracy) for losses in history
+    ]
+
+
 def test_training_stops_when_told_to(tiny_model: Any) -> None:
     asked: list[int] = []
 
