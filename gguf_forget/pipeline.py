@@ -12,7 +12,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
-from gguf_forget.stages.machine import tool_versions
+from gguf_forget.stages.machine import tool_versions, torch_device
 
 STAGES = (
     "load",
@@ -82,6 +82,8 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
     if until not in STAGES:
         raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
     wanted = STAGES[: STAGES.index(until) + 1]
+    if "unlearn" in wanted:
+        torch_device(recipe.unlearn.device)  # before an hour of other stages
     with RunDirectory(folder) as directory:
         state = _Run(recipe, directory, progress)
         for name in wanted:

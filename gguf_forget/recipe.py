@@ -46,6 +46,8 @@ GRIDS = (
 EXPORT_TYPES = ("F16", *GRIDS, "IQ4_NL", "IQ4_XS")
 """File types that can be shipped."""
 
+DEVICES = ("cpu", "cuda")
+
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
 
 
@@ -141,6 +143,13 @@ class UnlearnSection:
     accumulation: int = setting(
         1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
     )
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass: less memory, more time, the same gradients"
+    )
+    precision: str = setting(
+        "bfloat16", "what the models compute in; the edit is float32 either way", choices=("bfloat16", "float32")
+    )
+    device: str = setting("cpu", "where training runs; all else runs on the CPU", choices=DEVICES)
     validation_phrasing: int = setting(
         -1,
         "number of a trained phrasing, from 0, that the forgotten facts do not train on: training stops once they are "

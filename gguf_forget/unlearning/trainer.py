@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -27,6 +28,7 @@ from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy, mean_or_none
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
+from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import (
     Batch,
     Sequences,
@@ -155,6 +157,7 @@ def _accumulate(
     weights: Weights,
     goal: _Goal,
     accuracy: ChoiceAccuracy,
+    recompute: bool,
 ) -> tuple[tuple[float, float, float], tuple[float | None, float | None]]:
     """Forget, retain and text loss of the whole step, and accuracies of what it forgets and keeps.
 
@@ -168,17 +171,19 @@ def _accumulate(
         sequences = asked + kept + prose
         if not len(sequences):
             continue
-        batch = pack(sequences)
+        batch = pack(sequences).to(reference.device)
         split = batch.split([len(asked), len(kept), len(prose)])
         kept_and_prose = kept + prose
         with torch.no_grad():
             expected = (
-                log_probabilities(reference, pack(kept_and_prose)).split([len(p.rows) for p in split[1:]])
+                log_probabilities(reference, pack(kept_and_prose).to(reference.device)).split(
+                    [len(p.rows) for p in split[1:]]
+                )
                 if len(kept_and_prose)
                 else [torch.empty(0)] * 2
             )
             known = goal.known(reference, split[0])
-        with applied(model, edits):
+        with applied(model, edits), recomputed(model) if recompute else nullcontext():
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
                 goal.loss(found[0], split[0], own.chosen, known) if len(asked) else None,
@@ -225,6 +230,7 @@ def train(
     npo_beta: float,
     seed: int,
     accumulation: int = 1,
+    recompute: bool = False,
     state: TrainingState | None = None,
     keep: Callable[[TrainingState], None] | None = None,
     keep_every: int = 10,
@@ -233,11 +239,14 @@ def train(
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
+    Models and edits are on one device. Whatever the models compute in, latents, moments and edits are float32.
+
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats) or ``npo``.
         accumulation: parts into which every batch is cut; their gradients add up to that of the whole, up to the order
             of additions, and only one part's activations are in memory.
+        recompute: see :mod:`.recomputation`.
         state: where an earlier run was cut off, given the same arguments.
         keep: hears the state after every ``keep_every`` steps.
         stop: asked after every step, with the number of steps done, whether it was enough. It may refresh the edits.
@@ -251,7 +260,7 @@ def train(
     # come back on their grids.
     turns = [reference, *bases[1:], *bases[1:]]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    goal = _Goal(objective, rivals, targets, margin, npo_beta)
+    goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, npo_beta)
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])
     history = _resume(state, edits, optimizer) if state else []
     done = len(history)
@@ -278,6 +287,7 @@ def train(
             weights,
             goal,
             accuracy,
+            recompute,
         )
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(

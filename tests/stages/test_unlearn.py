@@ -127,6 +127,26 @@ def test_training_stops_once_the_validation_phrasing_is_at_chance(
     assert all(value >= 0 for value in values[:-1])
 
 
+def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(
+    inputs: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    for name, changes in (
+        ("plain", {}),
+        ("again", {"gradient_checkpointing": True}),
+        ("f32", {"precision": "float32"}),
+    ):
+        run(inputs, tmp_path / name, Progress(), steps=2, **changes)
+    plain, again, whole = ((tmp_path / name / "edit.safetensors").read_bytes() for name in ("plain", "again", "f32"))
+    assert again == plain
+    assert whole != plain
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unlearn\.device: found 'cuda', but torch sees no such device here"):
+        run(inputs, tmp_path / "unlearn", Progress(), device="cuda")
+
+
 def test_a_phrasing_that_nobody_has_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.validation_phrasing: found 7"):
         run(inputs, tmp_path / "unlearn", Progress(), validation_phrasing=7)
