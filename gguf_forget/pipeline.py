@@ -122,11 +122,23 @@ def _facts(state: _Run) -> None:
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
-        first, more = recipe.facts.path, recipe.facts.more
-        prepare_facts(template, first, recipe.text.path, out, state.progress, more=more, **options)
+        prepare_facts(
+            template,
+            recipe.facts.path,
+            recipe.text.path,
+            out,
+            state.progress,
+            retain=recipe.facts.retain,
+            more=recipe.facts.more,
+            **options,
+        )
 
     hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
-    further = {"more": [_input_hash(path) for path in recipe.facts.more]} if recipe.facts.more else {}
+    further = {
+        name: [_input_hash(path) for path in paths]
+        for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))
+        if paths
+    }
     state.stage("facts", build, after=("load",), **options, **hashes, **further)
 
 

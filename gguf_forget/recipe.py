@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ class ModelSection:
 class FactsSection:
     """What is to be forgotten, and what is to be kept."""
 
-    path: Path = setting(REQUIRED, "a JSONL file of facts")
+    path: Path = setting(
+        REQUIRED, "a JSONL file of facts, or a local file of WMDP, MMLU, TOFU or MUSE whose rows are to be forgotten"
+    )
+    retain: tuple[Path, ...] = setting((), "files of either kind, all of whose rows are to be kept")
     more: tuple[Path, ...] = setting(
         (),
         "further facts files: other sets to forget in the same run, or those of earlier requests when the model is "
@@ -96,6 +99,11 @@ class AttributeSection:
     )
     mean_embedding: bool = setting(
         True, "whether a subject that no other matches in length is corrupted by the others' mean embedding"
+    )
+    whole_answer: bool = setting(
+        False,
+        "whether pairs are judged by the log-probability of the whole answer, not by first tokens against wrong "
+        "answers: for long answers, which begin alike",
     )
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
@@ -216,22 +224,26 @@ class Recipe:
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Section -> key -> value as JSON can hold it, defaults filled in and paths as strings."""
+        return self._as_json(lambda value: value)
+
+    def without_folders(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
+        return self._as_json(_last_part)
+
+    def _as_json(self, shown: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
         return {
             section.name: {
-                key.name: as_json(getattr(getattr(self, section.name), key.name))
+                key.name: as_json(shown(getattr(getattr(self, section.name), key.name)))
                 for key in dataclasses.fields(section_class)
             }
             for section, section_class in sections()
         }
 
-    def without_folders(self) -> dict[str, dict[str, Any]]:
-        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
-        return {
-            section: {
-                key: Path(value).name if key == "path" and value is not None else value for key, value in keys.items()
-            }
-            for section, keys in self.resolved().items()
-        }
+
+def _last_part(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_last_part(member) for member in value)
+    return value.name if isinstance(value, Path) else value
 
 
 def load_recipe(path: Path | str) -> Recipe:
