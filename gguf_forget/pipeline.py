@@ -12,7 +12,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
-from gguf_forget.stages.machine import tool_versions
+from gguf_forget.stages.machine import tool_versions, torch_device
 
 STAGES = (
     "load",
@@ -82,6 +82,8 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
     if until not in STAGES:
         raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
     wanted = STAGES[: STAGES.index(until) + 1]
+    if "unlearn" in wanted:
+        torch_device(recipe.unlearn.device)  # before an hour of other stages
     with RunDirectory(folder) as directory:
         state = _Run(recipe, directory, progress)
         for name in wanted:
@@ -120,11 +122,23 @@ def _facts(state: _Run) -> None:
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
-        first, more = recipe.facts.path, recipe.facts.more
-        prepare_facts(template, first, recipe.text.path, out, state.progress, more=more, **options)
+        prepare_facts(
+            template,
+            recipe.facts.path,
+            recipe.text.path,
+            out,
+            state.progress,
+            retain=recipe.facts.retain,
+            more=recipe.facts.more,
+            **options,
+        )
 
     hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
-    further = {"more": [_input_hash(path) for path in recipe.facts.more]} if recipe.facts.more else {}
+    further = {
+        name: [_input_hash(path) for path in paths]
+        for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))
+        if paths
+    }
     state.stage("facts", build, after=("load",), **options, **hashes, **further)
 
 

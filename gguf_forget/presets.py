@@ -19,12 +19,48 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
         "gates": {"headline": ["capital"]},
     },
+    # Lettered options. A model at chance still names the right letter once in four times.
+    "wmdp-mcq": {
+        "facts": {"path": "wmdp.json", "retain": ["mmlu.csv"]},
+        "unlearn": {"objective": "unknown_subject", "grid": "Q4_K_M", "batch_forget": 16, "batch_retain": 16},
+        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
+        "verify": {"max_new_tokens": 2, "trained_phrasings": 1},
+        "gates": {"generation": 0.35},
+    },
+    # Answers of a sentence, wrong ones that begin like them.
+    "tofu": {
+        "facts": {"path": "forget10_perturbed.jsonl", "retain": ["retain_perturbed.jsonl"]},
+        "attribute": {"whole_answer": True},
+        "unlearn": {"objective": "unknown_subject", "grid": "Q4_K_M", "batch_forget": 16, "accumulation": 4},
+        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
+        "verify": {"max_new_tokens": 48, "trained_phrasings": 1},
+    },
+    # Passages that go on word for word; a step holds few of them, in parts, as every token of an answer is scored.
+    "muse-text": {
+        "facts": {"path": "verbmem_forget.json", "retain": ["knowmem_retain.json"]},
+        "attribute": {"whole_answer": True, "pairs": 64},
+        "unlearn": {
+            "objective": "unknown_subject",
+            "grid": "Q4_K_M",
+            "batch_forget": 8,
+            "batch_retain": 16,
+            "accumulation": 8,
+        },
+        "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
+        "verify": {"max_new_tokens": 128, "trained_phrasings": 1},
+    },
+}
+NEEDS = {
+    "capitals": "facts.jsonl: facts to forget and to keep, one a line",
+    "wmdp-mcq": "wmdp.json: questions to forget, with choices and answer; mmlu.csv: questions to keep",
+    "tofu": "both files as JSONL: question, answer, perturbed_answer (wrong ones; without it, other rows' answers)",
+    "muse-text": "verbmem_forget.json: prompt and gt, to forget; knowmem_retain.json: question and answer, to keep",
 }
 PLACES = {"model": {"path": "model.gguf"}, "facts": {"path": "facts.jsonl"}}
 
 
 def recipe_text(preset: str) -> str:
-    """The TOML of a preset; its paths are ``model.gguf`` and ``facts.jsonl`` beside it.
+    """The TOML of a preset; its paths are local files beside it, which the user must give.
 
     Raises:
         InputError: no such preset.
@@ -32,7 +68,11 @@ def recipe_text(preset: str) -> str:
     if preset not in PRESETS:
         raise InputError(f"no preset is called {preset!r}, needed one of {', '.join(PRESETS)}")
     values: Mapping[str, Mapping[str, Any]] = {**PLACES, **PRESETS[preset]}
-    lines = [f"# A recipe for gguf-forget, preset {preset}. A key behind # has its default value.", ""]
+    lines = [
+        f"# A recipe for gguf-forget, preset {preset}. A key behind # has its default value.",
+        f"# {NEEDS[preset]}.",
+        "",
+    ]
     for section, section_class in sections():
         lines.append(f"[{section.name}]")
         for key in dataclasses.fields(section_class):

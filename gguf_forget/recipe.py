@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ GRIDS = (
 EXPORT_TYPES = ("F16", *GRIDS, "IQ4_NL", "IQ4_XS")
 """File types that can be shipped."""
 
+DEVICES = ("cpu", "cuda")
+
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
 
 
@@ -60,7 +62,10 @@ class ModelSection:
 class FactsSection:
     """What is to be forgotten, and what is to be kept."""
 
-    path: Path = setting(REQUIRED, "a JSONL file of facts")
+    path: Path = setting(
+        REQUIRED, "a JSONL file of facts, or a local file of WMDP, MMLU, TOFU or MUSE whose rows are to be forgotten"
+    )
+    retain: tuple[Path, ...] = setting((), "files of either kind, all of whose rows are to be kept")
     more: tuple[Path, ...] = setting(
         (),
         "further facts files: other sets to forget in the same run, or those of earlier requests when the model is "
@@ -94,6 +99,11 @@ class AttributeSection:
     )
     mean_embedding: bool = setting(
         True, "whether a subject that no other matches in length is corrupted by the others' mean embedding"
+    )
+    whole_answer: bool = setting(
+        False,
+        "whether pairs are judged by the log-probability of the whole answer, not by first tokens against wrong "
+        "answers: for long answers, which begin alike",
     )
     pairs: int = setting(190, "clean and corrupted pairs of each split that are used", at_least=1)
     layer_cap: float = setting(0.15, "largest share of one layer's neurons", above=0, at_most=1)
@@ -141,6 +151,13 @@ class UnlearnSection:
     accumulation: int = setting(
         1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
     )
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass: less memory, more time, the same gradients"
+    )
+    precision: str = setting(
+        "bfloat16", "what the models compute in; the edit is float32 either way", choices=("bfloat16", "float32")
+    )
+    device: str = setting("cpu", "where training runs; all else runs on the CPU", choices=DEVICES)
     validation_phrasing: int = setting(
         -1,
         "number of a trained phrasing, from 0, that the forgotten facts do not train on: training stops once they are "
@@ -207,22 +224,26 @@ class Recipe:
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Section -> key -> value as JSON can hold it, defaults filled in and paths as strings."""
+        return self._as_json(lambda value: value)
+
+    def without_folders(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
+        return self._as_json(_last_part)
+
+    def _as_json(self, shown: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
         return {
             section.name: {
-                key.name: as_json(getattr(getattr(self, section.name), key.name))
+                key.name: as_json(shown(getattr(getattr(self, section.name), key.name)))
                 for key in dataclasses.fields(section_class)
             }
             for section, section_class in sections()
         }
 
-    def without_folders(self) -> dict[str, dict[str, Any]]:
-        """As :meth:`resolved`, of each path the last part alone: folders may name people, and decide nothing."""
-        return {
-            section: {
-                key: Path(value).name if key == "path" and value is not None else value for key, value in keys.items()
-            }
-            for section, keys in self.resolved().items()
-        }
+
+def _last_part(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_last_part(member) for member in value)
+    return value.name if isinstance(value, Path) else value
 
 
 def load_recipe(path: Path | str) -> Recipe:

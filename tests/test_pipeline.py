@@ -338,6 +338,14 @@ def test_each_stage_is_a_command_that_stops_there(project: Path, tmp_path: Path)
     ]
 
 
+def test_the_device_of_the_command_line_takes_the_place_of_the_recipe_s(project: Path, tmp_path: Path) -> None:
+    asked = ("unlearn", project / "recipe.toml", "-o", tmp_path / "run", "--json")
+    document = json.loads(invoke(*asked, "--dry-run", "--device", "cuda").stdout)
+    assert document["recipe"]["unlearn"]["device"] == "cuda"
+    assert json.loads(invoke(*asked, "--dry-run").stdout)["recipe"]["unlearn"]["device"] == "cpu"
+    assert invoke("facts", project / "recipe.toml", "--device", "cpu").exit_code == 2  # nothing is trained there
+
+
 def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
     result = invoke("run", project / "recipe.toml", "-o", tmp_path / "run", "--dry-run", "--json")
     assert result.exit_code == 0

@@ -49,7 +49,7 @@ def faults_of(mapping: dict[str, Any], base: Path) -> list[str]:
 def test_defaults_are_filled_in(folder: Path) -> None:
     resolved = recipe_from_mapping(least(), source="r.toml", base=folder).resolved()
     assert resolved["model"] == {"path": str(folder / "model.gguf")}
-    expected = {"path": str(folder / "facts.jsonl"), "more": [], "attribution": "", "in_clear": False}
+    expected = {"path": str(folder / "facts.jsonl"), "retain": [], "more": [], "attribution": "", "in_clear": False}
     assert resolved["facts"] == expected
     assert resolved["text"] == {"path": None}
     assert resolved["export"] == {"types": ["F16", "Q8_0", "Q4_K_M"]}
@@ -114,6 +114,21 @@ def test_an_absolute_path_stays(folder: Path, tmp_path_factory: pytest.TempPathF
     assert recipe.model.path == elsewhere
 
 
+def test_what_is_published_names_no_folder(folder: Path) -> None:
+    recipe = recipe_from_mapping(
+        least(facts={"path": "facts.jsonl", "more": ["facts.jsonl"], "retain": ["facts.jsonl"]}),
+        source="r.toml",
+        base=folder,
+    )
+    assert recipe.resolved()["facts"]["more"] == [str(folder / "facts.jsonl")]
+    published = recipe.without_folders()
+    assert published["facts"]["path"] == "facts.jsonl"
+    assert published["facts"]["more"] == published["facts"]["retain"] == ["facts.jsonl"]
+    assert published["text"]["path"] is None
+    assert str(folder) not in json.dumps(published)
+    assert published["unlearn"] == recipe.resolved()["unlearn"]
+
+
 def test_a_recipe_cannot_be_changed(folder: Path) -> None:
     recipe = recipe_from_mapping(least(), source="r.toml", base=folder)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -149,7 +164,7 @@ def test_all_faults_are_reported_together(folder: Path) -> None:
         f"model.path: found 'no.gguf' (string), at '{folder / 'no.gguf'}': No such file or directory, "
         "needed the path of an existing file or directory (a Hugging Face directory or a GGUF file)"
     )
-    assert faults[3] == "facts.path: found nothing, needed a JSONL file of facts"
+    assert faults[3].startswith("facts.path: found nothing, needed a JSONL file of facts, or a local file of WMDP")
     assert faults[4].endswith("did you mean layer_cap?")
     assert faults[5] == (
         "attribute.budget: found 1.5 (float), needed a number above 0 and at most 1 "

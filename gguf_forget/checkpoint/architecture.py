@@ -173,6 +173,12 @@ class GatedMlp:
     down: torch.nn.Linear
 
 
+def decoder_layers(model: Any) -> list[Any]:
+    """The modules of a Hugging Face model's layers, in order."""
+    entry = ARCHITECTURES[model.config.model_type]
+    return [model.get_submodule(entry.layer.format(layer)) for layer in range(model.config.num_hidden_layers)]
+
+
 def mlps(model: Any) -> list[GatedMlp]:
     """The gated MLPs of a Hugging Face model that can be edited, first layer first."""
     architecture(model.config.model_type)

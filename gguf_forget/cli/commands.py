@@ -37,6 +37,7 @@ STAGE_HELP = {
     "unlearn": "Train code moves inside the circuit, through the grid that ships.",
     "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
 }
+TRAINS = ("unlearn", "export")  # stages up to which there is a training
 
 
 @click.group(
@@ -109,11 +110,14 @@ def execute(
     return int(outcome.exit_code)
 
 
-def from_file(path: Path) -> Callable[[Any], Any]:
+def from_file(path: Path, device: str | None = None) -> Callable[[Any], Any]:
     def make(_progress: Any) -> Any:
+        from dataclasses import replace
+
         from gguf_forget.recipe import load_recipe
 
-        return load_recipe(path)
+        recipe = load_recipe(path)
+        return replace(recipe, unlearn=replace(recipe.unlearn, device=device)) if device else recipe
 
     return make
 
@@ -131,11 +135,19 @@ _OUT = click.option(
 )
 
 
+_DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Where training runs  [default: unlearn.device of the recipe]"
+)
+
+
 @main.command()
 @_RECIPE
 @_OUT
+@_DEVICE
 @common
-def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+def run(
+    recipe: Path, out: Path | None, device: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
     """Run the whole RECIPE: what is done and unchanged is skipped, an interrupted run goes on.
 
     \b
@@ -144,7 +156,7 @@ def run(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: boo
     """
     folder = run_folder(recipe, out)
     guarded(
-        lambda: execute(from_file(recipe), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet),
+        lambda: execute(from_file(recipe, device), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet),
         debug=debug,
     )
 
@@ -153,13 +165,23 @@ def _stage_command(stage: str, text: str) -> click.Command:
     @_RECIPE
     @_OUT
     @common
-    def command(recipe: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+    def command(
+        recipe: Path,
+        out: Path | None,
+        dry_run: bool,
+        as_json: bool,
+        quiet: bool,
+        debug: bool,
+        device: str | None = None,
+    ) -> None:
         folder = run_folder(recipe, out)
         guarded(
-            lambda: execute(from_file(recipe), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
+            lambda: execute(from_file(recipe, device), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
             debug=debug,
         )
 
+    if stage in TRAINS:
+        command = _DEVICE(command)
     command.__doc__ = (
         f"{text}\n\nRuns RECIPE up to this stage; earlier stages that are done and unchanged are skipped."
         f"\n\n\b\nExample:\n  gguf-forget {stage} recipe.toml"

@@ -19,7 +19,10 @@ from gguf_forget.cli.common import guarded
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing when all went well.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def init(preset: str, out: Path, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Write a recipe from PRESET (capitals), with every key's meaning and default as a comment.
+    """Write a recipe from PRESET: capitals, wmdp-mcq, tofu or muse-text.
+
+    Every key is there with its meaning, its default as a comment. Nothing is downloaded: paths name local files that
+    you must give.
 
     \b
     Example:

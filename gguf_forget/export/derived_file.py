@@ -25,7 +25,7 @@ from gguf_forget.whole_file import replaced_whole
 
 Value = str | int | float | bool
 _UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type
-REPLACEABLE = "general."
+GENERAL, OURS = "general.", "gguf_forget."
 COPY_BYTES = 16 << 20
 
 
@@ -58,23 +58,23 @@ def write_derived(
     """Write ``destination`` whole or not at all; ``tensors`` maps names to their new raw bytes (uint8).
 
     With nothing to add and nothing edited the result equals ``source`` byte for byte. Keys that begin with
-    ``general.`` take the place of the source's own. Raises :class:`InputError` for another key that the source has
-    already, bytes of the wrong length, or a full disk.
+    ``general.`` take the place of the source's own; those that begin with ``gguf_forget.`` take the place of all that
+    an earlier request left there. Raises :class:`InputError` for another key that the source has already, bytes of the
+    wrong length, or a full disk.
     """
     file = GgufFile(source)
     reader = file.reader
     for key in metadata:
-        if reader.get_field(key) is not None and not key.startswith(REPLACEABLE):
-            raise InputError(
-                f"{source} has the key {key} already",
-                hint="start from the original, not from an unlearned file",
-            )
+        if reader.get_field(key) is not None and not key.startswith((GENERAL, OURS)):
+            raise InputError(f"{source} has the key {key} already", hint="choose another key")
     for name, raw in tensors.items():
         needed = int(file.tensor(name).n_bytes)
         if raw.nbytes != needed:
             raise InputError(f"new bytes for {name}: {raw.nbytes}, needed {needed}")
     head, data_start = read_header(source)
-    entries = {**head.entries, **{key: _entry(key, value) for key, value in metadata.items()}}
+    replaces_ours = any(key.startswith(OURS) for key in metadata)
+    kept = {key: entry for key, entry in head.entries.items() if not (replaces_ours and key.startswith(OURS))}
+    entries = {**kept, **{key: _entry(key, value) for key, value in metadata.items()}}
     header = replace(head, entries=entries).to_bytes()
     shift = len(header) - data_start
     needed = os.path.getsize(source) + shift

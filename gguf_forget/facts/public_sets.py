@@ -11,7 +11,7 @@ WMDP: arXiv 2403.03218; MMLU: arXiv 2009.03300; TOFU: arXiv 2401.06121; MUSE: ar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
+CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def read_set(path: Path, split: str) -> tuple[SetItem, ...]:
         more = f"\n  and {len(faults) - MAX_FAULTS_SHOWN} more" if len(faults) > MAX_FAULTS_SHOWN else ""
         raise InputError(f"{path} has {len(faults)} rows at fault:\n  {shown}{more}", hint="correct or leave them out")
     return tuple(items)
+
+
+def choice_prompt(question: str, options: Sequence[str], *, head: str = CHOICE_HEAD) -> str:
+    """A question with its lettered options, as MMLU (arXiv 2009.03300, appendix) shows them, up to ``Answer:``."""
+    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
+    return f"{head}{question.strip()}\n{lines}Answer:"
 
 
 def _format(row: Row) -> Callable[[dict[str, Any], str, str], SetItem]:

@@ -6,6 +6,7 @@ Each function returns one ``<svg>`` element, or None where there is nothing to s
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -188,24 +189,30 @@ def layers(columns: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def training(curve: Mapping[str, Sequence[float]]) -> str | None:
-    """Losses and moved codes over the steps; figures.training of a report."""
+    """Losses, accuracies and moved codes over the steps; figures.training of a report."""
     from matplotlib import rc_context
 
     if not curve:
         return None
     with rc_context(STYLE):
-        figure = _figure(3.4)
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        figure = _figure(4.4)
+        upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
         for name, colour in (("forget", FORGET), ("retain", RETAIN), ("text", TEXT)):
             upper.plot(curve["step"], curve[name], color=colour, linewidth=1.2, label=name)
         upper.set(ylabel="loss (nats)")
         upper.set_yscale("symlog", linthresh=0.1)
         _plain_numbers(upper.yaxis)
         upper.legend(frameon=False, ncols=3, fontsize=8)
+        # A report of an older version has no accuracies, and a step may have none.
+        for name, colour in (("forget_accuracy", FORGET), ("retain_accuracy", RETAIN)):
+            values = [math.nan if value is None else value for value in curve.get(name, ())]
+            middle.plot(curve["step"][: len(values)], values, color=colour, linewidth=1.2)
+        middle.axhline(0.25, color=INK, linewidth=0.8, linestyle=":")
+        middle.set(ylabel="4-way", ylim=(0, 1))
         lower.plot(curve["step"], curve["moved"], color=INK, linewidth=1.2)
         lower.yaxis.set_major_formatter(lambda value, _position: f"{value:,.0f}")
         lower.set(xlabel="step", ylabel="codes moved", ylim=(0, None))
-        return _svg(figure, "training", "Losses and moved codes during training")
+        return _svg(figure, "training", "Losses, accuracies and moved codes during training")
 
 
 def faithfulness(curves: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -59,9 +59,20 @@ def _of(facts: Sequence[Fact], examples: Sequence[Example], split: str) -> list[
 
 
 def pair_facts(
-    facts: tuple[Fact, ...], tokenize: Tokenize, *, pairs: int, seed: int, mean_embedding: bool = True
+    facts: tuple[Fact, ...],
+    tokenize: Tokenize,
+    *,
+    pairs: int,
+    seed: int,
+    mean_embedding: bool = True,
+    whole_answer: bool = False,
 ) -> PairedFacts:
-    """At most ``pairs`` pairs of each split; :class:`InputError` when a split gives none."""
+    """At most ``pairs`` pairs of each split; :class:`InputError` when a split gives none.
+
+    ``whole_answer``: every fact counts as free text, as if it had no wrong answers.
+    """
+    if whole_answer:
+        facts = tuple(replace(fact, distractors=()) for fact in facts)
     examples = encode_facts(facts, tokenize)
     built = {}
     for split in SPLITS:
@@ -161,7 +172,14 @@ def attribute(template: Path, facts_folder: Path, options: AttributeSection, out
     """Write ``out``/circuit.safetensors and ``out``/circuit.json, with evidence from ``options.evidence_pairs``."""
     facts, _ = load_facts(facts_folder)
     model, tokenize = load_torch(template), load_tokenizer(template)
-    paired = pair_facts(facts, tokenize, pairs=options.pairs, seed=options.seed, mean_embedding=options.mean_embedding)
+    paired = pair_facts(
+        facts,
+        tokenize,
+        pairs=options.pairs,
+        seed=options.seed,
+        mean_embedding=options.mean_embedding,
+        whole_answer=options.whole_answer,
+    )
     found = find_circuit(model, paired, options, progress)
     scores = scores_of(found)
     save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.errors import InputError
-from gguf_forget.facts.schema import Fact, dump_facts, facts_hash, join_facts, read_facts
+from gguf_forget.facts.schema import SPLITS, Fact, dump_facts, facts_hash, join_facts, read_facts
+from gguf_forget.facts.set_facts import is_question_set, read_set_facts
 from gguf_forget.facts.text import HALVES, builtin_documents, chunks, file_documents, sample_model
 from gguf_forget.facts.tokens import encode_facts, split_tokens
 from gguf_forget.progress import Progress
@@ -30,6 +31,24 @@ class PlainText:
     measure: list[list[int]]
 
 
+def _read_all(facts_path: Path, retain: Sequence[Path], more: Sequence[Path]) -> tuple[Fact, ...]:
+    """Files of facts and of public sets as one list."""
+
+    def read(path: Path, split: str, needed: Sequence[str]) -> tuple[Fact, ...]:
+        return read_set_facts(path, split) if is_question_set(path) else read_facts(path, needed=needed)
+
+    sets = [read(facts_path, "forget", ("forget",) if retain else SPLITS)]
+    sets += [tuple(replace(fact, split="retain") for fact in read(path, "retain", ())) for path in retain]
+    facts = join_facts([*sets, *(read(path, "forget", ()) for path in more)])
+    for split in SPLITS:
+        if not any(fact.split == split for fact in facts):
+            raise InputError(
+                f"{facts_path}: no fact with split {split!r}, needed at least one",
+                hint="name files of what is to be kept in [facts] retain",
+            )
+    return facts
+
+
 def prepare_facts(
     template: Path,
     facts_path: Path,
@@ -39,14 +58,15 @@ def prepare_facts(
     *,
     perplexity_tokens: int,
     seed: int,
+    retain: Sequence[Path] = (),
     more: Sequence[Path] = (),
 ) -> tuple[Fact, ...]:
-    """Write ``out``/facts.jsonl, all of ``facts_path`` and ``more`` joined, and ``out``/text.json.
+    """Write ``out``/facts.jsonl, all of ``facts_path``, ``retain`` and ``more`` joined, and ``out``/text.json.
 
     Every prompt, answer and distractor is tokenized once here, so that an answer that tokenizes to nothing is found
     before any training.
     """
-    facts = join_facts([read_facts(facts_path), *(read_facts(path, needed=()) for path in more)])
+    facts = _read_all(facts_path, retain, more)
     tokenize = load_tokenizer(template)
     for held_out in (False, True):
         encode_facts(facts, tokenize, held_out=held_out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_forget import __version__
+from gguf_forget.errors import InputError
 
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
 _TELLING = re.compile(r"avx.*|amx.*|fma|f16c|bmi2|sse4_2|asimd.*|neon|s(?:ve.*|me\d*)|i8mm|bf16")
@@ -38,6 +39,18 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "features": sorted(flag for flag in flags if _TELLING.fullmatch(flag)),
     }
+
+
+def torch_device(name: str) -> Any:
+    """The torch.device called ``name``; :class:`InputError` where this machine's torch has none."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "unlearn.device: found 'cuda', but torch sees no such device here",
+            hint="use --device cpu, or install a torch that is built for your graphics card",
+        )
+    return torch.device(name)
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ ROLES = ("ffn_gate", "ffn_up", "ffn_down")
 
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Name -> one value a step: step, forget, retain and text loss (nats), codes moved."""
+    """Name -> one value a step: step, forget, retain and text loss (nats), both accuracies, codes moved."""
     return {name: [step[name] for step in history] for name in (history[0] if history else ())}
 
 

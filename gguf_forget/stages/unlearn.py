@@ -25,6 +25,7 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
+from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
@@ -103,6 +104,7 @@ def _bytes_needed(bases: list[Any], edits: list[CodeMoves], options: UnlearnSect
         circuit_weights=sum(edit.step.numel() for edit in edits),
         positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every) // options.accumulation,
         vocabulary=bases[0].config.vocab_size,
+        weight_bytes=bases[0].dtype.itemsize,
     )
 
 
@@ -157,6 +159,18 @@ def _stopper(
     return stop
 
 
+def _remark(losses: StepLosses) -> str:
+    """What the progress line says of a step."""
+
+    def answered(accuracy: float | None) -> str:
+        return "" if accuracy is None else f" ({accuracy:.0%} right)"
+
+    return (
+        f"forget {losses.forget:.2f}{answered(losses.forget_accuracy)} "
+        f"retain {losses.retain:.3f}{answered(losses.retain_accuracy)} text {losses.text:.3f} moved {losses.moved:,}"
+    )
+
+
 def unlearn(
     template: Path,
     stock: Path,
@@ -176,8 +190,9 @@ def unlearn(
     examples = encode_facts(facts, tokenize)
     forget, held = _held_back(facts, _split(facts, examples, "forget"), options.validation_phrasing)
     retain = _split(facts, examples, "retain")
-    bases = [load_torch(path, bfloat16=True) for path in (template, stock)]
-    edits = grid_moves(stock, circuit, kind, floor=options.floor)
+    device = torch_device(options.device)
+    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, stock)]
+    edits = [edit.to(device) for edit in grid_moves(stock, circuit, kind, floor=options.floor)]
     progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory")
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
@@ -211,10 +226,7 @@ def unlearn(
     with progress.task("training through the grid", options.steps) as advance:
 
         def show(losses: StepLosses) -> None:
-            advance(
-                1,
-                f"forget {losses.forget:.2f} retain {losses.retain:.3f} text {losses.text:.3f} moved {losses.moved:,}",
-            )
+            advance(1, _remark(losses))
 
         history = train(
             bases,
@@ -236,6 +248,7 @@ def unlearn(
             npo_beta=options.npo_beta,
             seed=options.seed,
             accumulation=options.accumulation,
+            recompute=options.gradient_checkpointing,
             state=state,
             keep=saved.save,
             keep_every=options.keep_every,
@@ -246,9 +259,9 @@ def unlearn(
         NeuronEdit(
             tensor=_tensor_name(kind, edit.role, edit.layer),
             axis=COLUMNS if edit.role == "down" else ROWS,
-            neurons=edit.neurons.numpy(),
-            delta=edit.delta.detach().numpy(),
-            allowed=edit.allowed.numpy(),
+            neurons=edit.neurons.cpu().numpy(),
+            delta=edit.delta.detach().cpu().numpy(),
+            allowed=edit.allowed.cpu().numpy(),
         )
         for edit in edits
     ]

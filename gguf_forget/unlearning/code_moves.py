@@ -46,6 +46,12 @@ class CodeMoves:
     allowed: torch.Tensor = field(init=False)
     delta: torch.Tensor = field(init=False)
 
+    def to(self, device: torch.device) -> CodeMoves:
+        """The same edit, untouched so far, where a model is."""
+        neurons, step = self.neurons.to(device), self.step.to(device)
+        lowest, highest = self.lowest.to(device), self.highest.to(device)
+        return CodeMoves(self.layer, self.role, neurons, step, lowest, highest, self.floor)
+
     def __post_init__(self) -> None:
         self.latent = torch.zeros_like(self.step)
         self.allowed = self.step != 0

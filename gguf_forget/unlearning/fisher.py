@@ -62,10 +62,10 @@ def diagonal_fisher(
     Every example has a row of the batch to itself, so its own gradient is the product of its inputs and its
     output gradients, summed over its tokens.
     """
-    fisher = [torch.zeros(edit.step.shape, dtype=torch.float64) for edit in edits]
+    fisher = [torch.zeros(edit.step.shape, dtype=torch.float64, device=edit.step.device) for edit in edits]
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        batch = pack(answers(part), shared=False)
+        batch = pack(answers(part), shared=False).to(model.device)
         with _recorded(model, edits) as record:
             total = answer_log_probability(log_probabilities(model, batch), batch).sum()
         gradients = torch.autograd.grad(total, [output for _, output in record])
@@ -89,7 +89,7 @@ def projection(
     (F_forget = 0) has an infinite ratio and is frozen, unless ``quantile`` is 1.
     """
     if quantile >= 1.0:
-        return [torch.ones(part.shape, dtype=torch.bool) for part in retain]
+        return [torch.ones_like(part, dtype=torch.bool) for part in retain]
     ratios = [
         torch.where(f > 0, r / torch.where(f > 0, f, torch.ones_like(f)), torch.full_like(r, torch.inf))
         for r, f in zip(retain, forget, strict=True)

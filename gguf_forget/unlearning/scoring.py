@@ -43,6 +43,18 @@ class Batch:
     targets: torch.Tensor
     sequences: int
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch where a model is."""
+        return Batch(
+            self.ids.to(device),
+            self.position_ids.to(device),
+            self.mask.to(device),
+            self.rows.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+            self.sequences,
+        )
+
     def split(self, counts: Sequence[int]) -> list[Batch]:
         """The same trees, scored only for the first ``counts[0]`` sequences, the next ``counts[1]``, …"""
         parts, first = [], 0
@@ -157,7 +169,7 @@ def _ancestors(wave: Wave) -> np.ndarray:
 
 
 def log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
-    """float32 [S, V] at the scored positions."""
+    """float32 [S, V] at the scored positions; ``batch`` is where the model is."""
     hidden = model.base_model(
         batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
     ).last_hidden_state  # [R, T, d_model]
@@ -168,4 +180,4 @@ def log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
 def answer_log_probability(log_probs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Summed over each sequence's scored tokens, [sequences]."""
     picked = log_probs.gather(-1, batch.targets[:, None]).squeeze(-1)
-    return torch.zeros(batch.sequences, dtype=picked.dtype).index_add(0, batch.rows, picked)
+    return torch.zeros(batch.sequences, dtype=picked.dtype, device=picked.device).index_add(0, batch.rows, picked)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,8 +25,10 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
+from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy, mean_or_none
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
+from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import (
     Batch,
     Sequences,
@@ -40,12 +43,18 @@ from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Unweighted losses of one step in nats, and the moves made so far."""
+    """Unweighted losses of one step in nats, 4-way accuracies on its batch, and the moves made so far.
+
+    The accuracies (see live_accuracy) are those before the step, as rounded as its losses; None where nothing had
+    another answer beside it.
+    """
 
     step: int
     forget: float
     retain: float
     text: float
+    forget_accuracy: float | None
+    retain_accuracy: float | None
     moved: int
 
 
@@ -147,26 +156,34 @@ def _accumulate(
     mixture: Mixture,
     weights: Weights,
     goal: _Goal,
-) -> tuple[float, float, float]:
-    """Forget, retain and text loss of the whole step; gradients of their weighted sum are left in the edits."""
+    accuracy: ChoiceAccuracy,
+    recompute: bool,
+) -> tuple[tuple[float, float, float], tuple[float | None, float | None]]:
+    """Forget, retain and text loss of the whole step, and accuracies of what it forgets and keeps.
+
+    Gradients of the losses' weighted sum are left in the edits.
+    """
     values = [0.0, 0.0, 0.0]
+    credits: tuple[list[float], list[float]] = ([], [])
     factors = (weights.forget, weights.retain, weights.text)
     for own in parts:
         asked, kept, prose = own.sequences(forget, mixture)
         sequences = asked + kept + prose
         if not len(sequences):
             continue
-        batch = pack(sequences)
+        batch = pack(sequences).to(reference.device)
         split = batch.split([len(asked), len(kept), len(prose)])
         kept_and_prose = kept + prose
         with torch.no_grad():
             expected = (
-                log_probabilities(reference, pack(kept_and_prose)).split([len(p.rows) for p in split[1:]])
+                log_probabilities(reference, pack(kept_and_prose).to(reference.device)).split(
+                    [len(p.rows) for p in split[1:]]
+                )
                 if len(kept_and_prose)
                 else [torch.empty(0)] * 2
             )
             known = goal.known(reference, split[0])
-        with applied(model, edits):
+        with applied(model, edits), recomputed(model) if recompute else nullcontext():
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
                 goal.loss(found[0], split[0], own.chosen, known) if len(asked) else None,
@@ -182,7 +199,10 @@ def _accumulate(
             torch.stack(terms).sum().backward()
         for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
             values[index] += share * float(loss.detach()) if loss is not None else 0.0
-    return values[0], values[1], values[2]
+        answered = ([forget[index] for index in own.chosen], own.kept)
+        for each, log_probs, part, examples in zip(credits, found, split, answered, strict=False):
+            each += accuracy.credits(log_probs.detach(), part, examples)
+    return (values[0], values[1], values[2]), (mean_or_none(credits[0]), mean_or_none(credits[1]))
 
 
 def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
@@ -210,6 +230,7 @@ def train(
     npo_beta: float,
     seed: int,
     accumulation: int = 1,
+    recompute: bool = False,
     state: TrainingState | None = None,
     keep: Callable[[TrainingState], None] | None = None,
     keep_every: int = 10,
@@ -218,11 +239,14 @@ def train(
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
+    Models and edits are on one device. Whatever the models compute in, latents, moments and edits are float32.
+
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats) or ``npo``.
         accumulation: parts into which every batch is cut; their gradients add up to that of the whole, up to the order
             of additions, and only one part's activations are in memory.
+        recompute: see :mod:`.recomputation`.
         state: where an earlier run was cut off, given the same arguments.
         keep: hears the state after every ``keep_every`` steps.
         stop: asked after every step, with the number of steps done, whether it was enough. It may refresh the edits.
@@ -236,7 +260,8 @@ def train(
     # come back on their grids.
     turns = [reference, *bases[1:], *bases[1:]]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    goal = _Goal(objective, rivals, targets, margin, npo_beta)
+    goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, npo_beta)
+    accuracy = ChoiceAccuracy(facts, [*forget, *retain])
     history = _resume(state, edits, optimizer) if state else []
     done = len(history)
     for step in range(steps):
@@ -251,7 +276,7 @@ def train(
         for edit in edits:
             edit.refresh(hardness)
         whole = _Lists(chosen, kept, prose)
-        losses = _accumulate(
+        losses, accuracies = _accumulate(
             turns[step % len(turns)],
             reference,
             edits,
@@ -261,6 +286,8 @@ def train(
             mixture,
             weights,
             goal,
+            accuracy,
+            recompute,
         )
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
@@ -269,7 +296,7 @@ def train(
             )
         optimizer.step([edit.latent_gradient() for edit in edits])
         moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
-        history.append(StepLosses(step + 1, *losses, moved))
+        history.append(StepLosses(step + 1, *losses, *accuracies, moved))
         progress(history[-1])
         if keep is not None and len(history) % keep_every == 0:
             keep(_state(edits, optimizer, history))

@@ -47,6 +47,9 @@ class Rivals:
     tokens: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, device: torch.device) -> Rivals:
+        return Rivals(self.tokens.to(device), self.weights.to(device))
+
 
 def build_rivals(facts: Sequence[Fact], examples: Sequence[Example]) -> Rivals:
     """Rivals of ``examples``, which all are taken from the same split."""
@@ -64,7 +67,7 @@ def build_rivals(facts: Sequence[Fact], examples: Sequence[Example]) -> Rivals:
 
 def standing(log_probs: torch.Tensor, batch: Batch, rivals: Rivals, chosen: Sequence[int]) -> torch.Tensor:
     """How far each answer stands out, nats, [sequences]; ``chosen``: their rows in ``rivals``."""
-    first = torch.searchsorted(batch.rows, torch.arange(batch.sequences))
+    first = torch.searchsorted(batch.rows, torch.arange(batch.sequences, device=batch.rows.device))
     others = (log_probs[first][:, rivals.tokens] * rivals.weights[chosen]).sum(dim=-1)
     return answer_log_probability(log_probs, batch) - others
 
@@ -89,6 +92,7 @@ def unknown_subject_targets(
     averaged over more subjects than the later ones, which cost a pass for each answer.
     """
     generator = random.Random(seed)
+    rivals = rivals.to(model.device)
     pools: dict[tuple[str, int], list[Example]] = defaultdict(list)
     for example in pool:
         pools[(facts[example.fact].relation, example.phrasing)].append(example)
@@ -101,7 +105,7 @@ def unknown_subject_targets(
         """Log-probabilities at every scored position, [positions, V], and their batch, part by part."""
         for start in range(0, len(sequences), batch_size):
             part = slice(start, start + batch_size)
-            batch = pack(Sequences(sequences.tokens[part], sequences.scored[part]))
+            batch = pack(Sequences(sequences.tokens[part], sequences.scored[part])).to(model.device)
             yield log_probabilities(model, batch), batch
 
     targets = torch.zeros(len(forget))
@@ -127,7 +131,7 @@ def unknown_subject_targets(
                 later += Sequences(together.tokens, tuple(places[1:] for places in together.scored))
                 owners += [row] * len(strangers)
         if owners:
-            sums = torch.cat([answer_log_probability(log_probs, batch) for log_probs, batch in scored(later)])
+            sums = torch.cat([answer_log_probability(log_probs, batch).cpu() for log_probs, batch in scored(later)])
             counts = torch.bincount(torch.tensor(owners), minlength=len(forget))
             targets += torch.zeros(len(forget)).index_add(0, torch.tensor(owners), sums) / counts.clamp(min=1)
         progress(len(rows))

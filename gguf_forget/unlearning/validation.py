@@ -25,7 +25,7 @@ def above_chance(
     """
     for edit in edits:
         edit.refresh()
-    batch = pack(answers(examples))
+    batch = pack(answers(examples)).to(model.device)
     with torch.no_grad(), applied(model, edits):
-        found = standing(log_probabilities(model, batch), batch, rivals, range(len(examples)))
-    return float((found - targets).mean())
+        found = standing(log_probabilities(model, batch), batch, rivals.to(model.device), range(len(examples)))
+    return float((found - targets.to(model.device)).mean())

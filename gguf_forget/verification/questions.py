@@ -6,11 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gguf_forget.facts.public_sets import LETTERS, SetItem
+from gguf_forget.facts.public_sets import LETTERS, SetItem, choice_prompt
 from gguf_forget.facts.schema import Fact
 from gguf_forget.verification.scores import GroupKey
-
-CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 
 @dataclass(frozen=True)
@@ -132,12 +130,6 @@ def plan_set(
                     )
                 )
     return sorted(questions, key=lambda question: (question.key.split, question.key.relation, question.key.form))
-
-
-def choice_prompt(question: str, options: Sequence[str]) -> str:
-    """A question with its lettered options, as MMLU (arXiv 2009.03300, appendix) shows them, up to ``Answer:``."""
-    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
-    return f"{CHOICE_HEAD}{question.strip()}\n{lines}Answer:"
 
 
 def _sample(items: Sequence[SetItem], limit: int | None) -> list[int]:

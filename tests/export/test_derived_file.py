@@ -72,11 +72,19 @@ def test_one_tensor_is_replaced_and_its_neighbours_are_not(template: Path, tmp_p
 
 
 def test_a_key_that_is_there_already_is_refused(template: Path, tmp_path: Path) -> None:
-    first = tmp_path / "first.gguf"
-    write_derived(template, first, metadata={"gguf_forget.version": "1"}, tensors={})
-    with pytest.raises(InputError, match=r"has the key gguf_forget\.version already"):
-        write_derived(first, tmp_path / "second.gguf", metadata={"gguf_forget.version": "1"}, tensors={})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.gguf"]
+    with pytest.raises(InputError, match=r"has the key llama\.block_count already"):
+        write_derived(template, tmp_path / "first.gguf", metadata={"llama.block_count": 3}, tensors={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_an_earlier_request_give_way_to_those_of_the_later_one(template: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.gguf" for name in ("first", "second", "third"))
+    write_derived(template, first, metadata={"gguf_forget.version": "1", "gguf_forget.survive": "all"}, tensors={})
+    write_derived(first, second, metadata={"gguf_forget.version": "2"}, tensors={})
+    assert GgufFile(second).value("gguf_forget.version") == "2"
+    assert GgufFile(second).value("gguf_forget.survive", None) is None
+    write_derived(first, third, metadata={"general.name": "other"}, tensors={})  # says nothing of a request
+    assert GgufFile(third).value("gguf_forget.survive") == "all"
 
 
 def test_bytes_of_the_wrong_length_are_refused(template: Path, tmp_path: Path) -> None:

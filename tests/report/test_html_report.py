@@ -39,6 +39,8 @@ FIGURES = {
         "forget": [8.0, 4.0, 1.0],
         "retain": [0.0, 0.2, 0.1],
         "text": [0.0, 0.1, 0.1],
+        "forget_accuracy": [1.0, 0.5, 0.25],
+        "retain_accuracy": [None, 0.75, 0.75],
         "moved": [0, 10, 40],
     },
     "layers": [{"name": name, "values": [0.0, 2.0, 1.0]} for name in ("forget attribution", "edited, up")],

@@ -43,6 +43,7 @@ class Notes(Progress):
 
     def __init__(self, steps: int = 10**9) -> None:
         self.notes: list[str] = []
+        self.remarks: list[str] = []
         self.steps = steps
 
     def note(self, text: str) -> None:
@@ -54,6 +55,7 @@ class Notes(Progress):
 
         def advance(done: int = 1, remark: str = "") -> None:
             nonlocal left
+            self.remarks += [remark] if remark else []
             left -= done
             if left <= 0:
                 raise KeyboardInterrupt
@@ -97,6 +99,18 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: tuple[Path, Pat
         assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
 
 
+def test_every_step_says_what_is_still_answered_right(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    seen = Notes()
+    run(inputs, tmp_path / "unlearn", seen)
+    history = json.loads((tmp_path / "unlearn" / "unlearn.json").read_text())["history"]
+    assert len(history) == 5
+    for step, remark in zip(history, seen.remarks, strict=True):
+        assert 0 <= step["forget_accuracy"] <= 1
+        assert 0 <= step["retain_accuracy"] <= 1
+        assert f"({step['forget_accuracy']:.0%} right) retain" in remark
+        assert f"({step['retain_accuracy']:.0%} right) text" in remark
+
+
 def test_training_stops_once_the_validation_phrasing_is_at_chance(
     inputs: tuple[Path, Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -113,6 +127,26 @@ def test_training_stops_once_the_validation_phrasing_is_at_chance(
     assert all(value >= 0 for value in values[:-1])
 
 
+def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(
+    inputs: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    for name, changes in (
+        ("plain", {}),
+        ("again", {"gradient_checkpointing": True}),
+        ("f32", {"precision": "float32"}),
+    ):
+        run(inputs, tmp_path / name, Progress(), steps=2, **changes)
+    plain, again, whole = ((tmp_path / name / "edit.safetensors").read_bytes() for name in ("plain", "again", "f32"))
+    assert again == plain
+    assert whole != plain
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unlearn\.device: found 'cuda', but torch sees no such device here"):
+        run(inputs, tmp_path / "unlearn", Progress(), device="cuda")
+
+
 def test_a_phrasing_that_nobody_has_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.validation_phrasing: found 7"):
         run(inputs, tmp_path / "unlearn", Progress(), validation_phrasing=7)
@@ -122,7 +156,7 @@ def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path)
     (tmp_path / "facts").write_text("a")
     files = {"facts": tmp_path / "facts"}
     latents, first, second = ((torch.tensor([[1.0, 2.0]]) + part, torch.tensor([3.0]) + part) for part in (0, 10, 20))
-    state = TrainingState(latents, first, second, (StepLosses(1, 0.1, 0.2, 0.3, 4),))
+    state = TrainingState(latents, first, second, (StepLosses(1, 0.1, 0.2, 0.3, 0.25, None, 4),))
     saved = SavedState(tmp_path, files, {"seed": 0})
     assert saved.load() is None
     saved.save(state)

@@ -193,18 +193,93 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objectiv
         assert torch.equal(one.delta, other.delta)
 
 
+def test_a_step_tells_the_accuracy_of_what_it_saw(tiny_model: Any) -> None:
+    """All three facts to forget are in every batch of three: the slow way over the whole set gives the same."""
+    history = run([tiny_model], make_edits(), learning_rate=0.0, steps=2)
+    credits = []
+    with torch.no_grad():
+        for example in FORGET:
+            batch = pack(answers([example]))
+            first = log_probabilities(tiny_model, batch)[0]
+            others = {other.answer[0] for other in FORGET} - {example.answer[0]}
+            credits.append(float(all(first[other] < first[example.answer[0]] for other in others)))
+    assert [losses.forget_accuracy for losses in history] == [pytest.approx(sum(credits) / 3)] * 2
+    parts = run([tiny_model], make_edits(), learning_rate=0.0, steps=2, accumulation=3)
+    assert [(losses.forget_accuracy, losses.retain_accuracy) for losses in parts] == [
+        (losses.forget_accuracy, losses.retain_accuracy) for losses in history
+    ]
+
+
+def first_moments(model: Any, **changes: Any) -> tuple[list[StepLosses], list[torch.Tensor]]:
+    """Two steps whose retain terms pull too; Adam's first moment is made of the gradients alone."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.embed_tokens.weight[300:310] *= 1.2
+    kept: list[TrainingState] = []
+    history = run([model, other], make_edits(), steps=2, keep=kept.append, keep_every=2, **changes)
+    return history, list(kept[-1].first)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any) -> None:
-    """Adam's first moment after one step is a tenth of the gradient."""
-    moments = []
-    for parts in (1, 3, 5):
-        kept: list[TrainingState] = []
-        other = copy.deepcopy(tiny_model)
-        with torch.no_grad():
-            other.model.embed_tokens.weight[300:310] *= 1.2  # so that the retain terms pull too
-        run([tiny_model, other], make_edits(), steps=2, accumulation=parts, keep=kept.append, keep_every=2)
-        moments.append(torch.cat([moment.flatten() for moment in kept[-1].first]))
-    for moment in moments[1:]:
-        assert float((moment - moments[0]).norm() / moments[0].norm()) < 1e-3
+    _, whole = first_moments(tiny_model)
+    for parts in (3, 5):
+        _, moments = first_moments(tiny_model, accumulation=parts)
+        for one, other in zip(whole, moments, strict=True):
+            assert float((other - one).norm() / one.norm()) < 1e-3
+
+
+def test_recomputed_activations_give_the_same_gradients(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = 0
+    layer = type(tiny_model.model.layers[0])
+    original = layer.forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(layer, "forward", counted)
+    history, moments = first_moments(tiny_model)
+    once, passes = passes, 0
+    again, recomputed = first_moments(tiny_model, recompute=True)
+    layers = len(tiny_model.model.layers)
+    assert passes == once + 2 * layers  # in each of two steps every layer once more
+    assert again == history
+    for one, other in zip(moments, recomputed, strict=True):
+        assert torch.equal(one, other)
+    assert not any("forward" in vars(module) for module in tiny_model.model.layers)
+
+
+def test_a_bfloat16_model_trains_float32_masters_towards_the_same_losses(tiny_model: Any) -> None:
+    half = copy.deepcopy(tiny_model).to(torch.bfloat16)
+    kept: list[TrainingState] = []
+    edits = make_edits()
+    found = run([half], edits, objective="unknown_subject", keep=kept.append, keep_every=8)
+    expected = run([tiny_model], make_edits(), objective="unknown_subject")
+    for edit in edits:
+        assert edit.latent.dtype == edit.delta.dtype == torch.float32
+    for tensor in kept[-1].latents + kept[-1].first + kept[-1].second:
+        assert tensor.dtype == torch.float32
+    latents = torch.cat([latent.flatten() for latent in kept[-1].latents])
+    assert not torch.equal(latents, latents.to(torch.bfloat16).float())  # finer than bfloat16 could hold
+    for one, other in zip(found, expected, strict=True):
+        assert one.forget == pytest.approx(other.forget, rel=0.1)
+    assert found[-1].forget < found[0].forget
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graphics_card_gives_the_same_gradients(tiny_model: Any) -> None:
+    device = torch.device("cuda")
+    history, moments = first_moments(tiny_model)
+    model, other = copy.deepcopy(tiny_model).to(device), copy.deepcopy(tiny_model).to(device)
+    with torch.no_grad():
+        other.model.embed_tokens.weight[300:310] *= 1.2
+    kept: list[TrainingState] = []
+    placed = [edit.to(device) for edit in make_edits()]
+    found = run([model, other], placed, steps=2, keep=kept.append, keep_every=2)
+    assert found[-1].forget == pytest.approx(history[-1].forget, rel=1e-3)
+    for one, moment in zip(moments, kept[-1].first, strict=True):
+        assert float((one - moment.cpu()).norm()) < 1e-3 * max(float(one.norm()), 1e-6)
 
 
 def test_training_stops_when_told_to(tiny_model: Any) -> None:

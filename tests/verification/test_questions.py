@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gguf_forget.facts.public_sets import SetItem
-from gguf_forget.verification.questions import choice_prompt, plan_set
+from gguf_forget.facts.public_sets import SetItem, choice_prompt
+from gguf_forget.verification.questions import plan_set
 from gguf_forget.verification.scores import GroupKey
 
 
