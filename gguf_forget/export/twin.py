@@ -10,7 +10,6 @@ further, a few times over; what remains lost is counted (ours).
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
 from gguf_forget.export.inputs import Pair
-from gguf_forget.export.patch import Check, edit_of, read_back, runs_of_rows, write_rows
+from gguf_forget.export.patch import Check, edit_of, read_back, runs_of_rows, written_rows
 from gguf_forget.export.quantize import ExportOptions
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
@@ -140,9 +139,7 @@ def _worker(
             raw = quantize_rows(twin.type, np.where(moved, after.weights(start, stop)[rows], weights[rows]))
             again = dequantize_rows(twin.type, raw, columns)
             kept = moved & ((again - weights[rows]) * np.sign(delta[rows]) > 0)
-        write_rows(descriptor, twin, start + rows, raw)
-        values = np.ascontiguousarray(dequantize_rows(twin.type, raw, columns))
-        check = Check(twin.name, start + rows, zlib.crc32(values.data))
+        check = written_rows(descriptor, twin, start + rows, raw, dequantize_rows(twin.type, raw, columns))
         return TwinPart(check, int(moved.sum()), int(kept.sum()), pushed)
 
     return work

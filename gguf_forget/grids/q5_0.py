@@ -14,22 +14,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from gguf_forget.grids.fifth_bits import pack_fives, unpack_fives
 from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, 6:]  # [blocks, 16]
-    fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")  # [blocks, 32]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifth << 4
     scale = read_float16(blocks, 0)
-    return codes.astype(np.int16), scale, np.float32(-16) * scale
+    return unpack_fives(blocks[:, 2:6], blocks[:, 6:]), scale, np.float32(-16) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    fives = codes.astype(np.uint8)
-    blocks[:, 2:6] = np.packbits(fives >> 4, axis=1, bitorder="little")
-    low = fives & 0x0F
-    blocks[:, 6:] = low[:, :16] | low[:, 16:] << 4
+    pack_fives(codes, blocks[:, 2:6], blocks[:, 6:])
 
 
 CODEC = Codec(

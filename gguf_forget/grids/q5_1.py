@@ -10,23 +10,16 @@ qh      little-endian 32 bits; bit i: bit 4 of the code of weight i             
 
 from __future__ import annotations
 
-import numpy as np
-
+from gguf_forget.grids.fifth_bits import pack_fives, unpack_fives
 from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, 8:]  # [blocks, 16]
-    fifth = np.unpackbits(blocks[:, 4:8], axis=1, bitorder="little")  # [blocks, 32]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifth << 4
-    return codes.astype(np.int16), read_float16(blocks, 0), read_float16(blocks, 2)
+    return unpack_fives(blocks[:, 4:8], blocks[:, 8:]), read_float16(blocks, 0), read_float16(blocks, 2)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    fives = codes.astype(np.uint8)
-    blocks[:, 4:8] = np.packbits(fives >> 4, axis=1, bitorder="little")
-    low = fives & 0x0F
-    blocks[:, 8:] = low[:, :16] | low[:, 16:] << 4
+    pack_fives(codes, blocks[:, 4:8], blocks[:, 8:])
 
 
 CODEC = Codec(

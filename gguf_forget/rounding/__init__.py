@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gguf_forget.rounding.compensated import Rounded, round_edit
-from gguf_forget.rounding.edits import SURVIVE
+from gguf_forget.rounding.compensated import Rounded, round_each, round_edit
+from gguf_forget.rounding.edits import SURVIVE, find_edits
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 from gguf_forget.rounding.histogram import StepHistogram
 from gguf_forget.rounding.survival import Survival, UpdateToStep, surviving, update_to_step
@@ -20,6 +20,8 @@ __all__ = [
     "Widened",
     "columns_to_decide",
     "feedback_for",
+    "find_edits",
+    "round_each",
     "round_edit",
     "surviving",
     "update_to_step",

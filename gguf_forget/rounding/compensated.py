@@ -49,7 +49,7 @@ class Rounded:
     landed: those that did.
     saturated: those that could not, because the original's code is the last one in that direction (or the
         sub-block's scale is 0, so that all its levels coincide); their error went to the later columns.
-    moved: all weights whose code changed.
+    moved_at: flat positions of all weights whose code changed, intp [moved].
     moved_by_compensation: changed codes of weights that had no edit of their own (delta 0, free).
     """
 
@@ -57,8 +57,12 @@ class Rounded:
     asked: int
     landed: int
     saturated: int
-    moved: int
+    moved_at: npt.NDArray[np.intp]
     moved_by_compensation: int
+
+    @property
+    def moved(self) -> int:
+        return len(self.moved_at)
 
 
 def round_edit(
@@ -100,39 +104,61 @@ def round_edit(
     if isinstance(hessian, np.ndarray):
         feedback = _feedback(hessian, delta, free, damp)
     edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
-    codes = np.array(levels.codes, order="C")
-    by_compensation = 0
-    if isinstance(feedback, Feedback):
-        shift = _compensate(levels, delta, change, edits, feedback, free)
-        codes += shift
-        went = shift.ravel()[edits.index]
-        by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
-    else:
-        went = _nearest_shifts(levels, change, edits, free)
+    change_at, may_move = change.ravel()[edits.index], None if free is None else free.ravel()[edits.index]
+    carried_at = None if carried is None else carried.ravel()[edits.index]
+    if not isinstance(feedback, Feedback):
+        return round_each(levels, edits, change_at, free=may_move, carried=carried_at)
+    shift = _compensate(levels, delta, change, edits, feedback, free)
+    went = shift.ravel()[edits.index]
+    by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
+    if carried_at is not None:
+        went = carry(levels, edits, went, carried_at, change_at, may_move)
+        shift.ravel()[edits.index] = went
+    return _rounded(levels.codes + shift, edits, went, np.flatnonzero(shift), by_compensation)
+
+
+def round_each(
+    levels: Levels,
+    edits: Edits,
+    wanted: npt.NDArray[Any],
+    *,
+    free: Mask | None = None,
+    carried: npt.NDArray[Any] | None = None,
+) -> Rounded:
+    """As :func:`round_edit` without H, for edits that are found already: work grows with them, not with the tensor.
+
+    wanted, free, carried: [E], of the edited weights alone.
+    """
+    went = _nearest_shifts(levels, wanted, edits, free)
     if carried is not None:
-        may_move = None if free is None else free.ravel()[edits.index]
-        went = carry(levels, edits, went, carried.ravel()[edits.index], change.ravel()[edits.index], may_move)
-    codes.ravel()[edits.index] = edits.codes + went
+        went = carry(levels, edits, went, carried, wanted, free)
+    codes = np.array(levels.codes, order="C")
+    moved = went != 0
+    codes.ravel()[edits.index] += went
+    return _rounded(codes, edits, went, edits.index[moved], 0)
+
+
+def _rounded(codes: Codes, edits: Edits, went: Codes, moved_at: npt.NDArray[np.intp], by_compensation: int) -> Rounded:
     return Rounded(
         codes=codes,
         asked=int(edits.asked.sum()),
         landed=int((edits.asked & (went * edits.direction > 0)).sum()),
         saturated=int(edits.saturated.sum()),
-        moved=by_compensation + int(np.count_nonzero(went)),
+        moved_at=moved_at,
         moved_by_compensation=by_compensation,
     )
 
 
 def _nearest_shifts(levels: Levels, change: npt.NDArray[Any], edits: Edits, free: Mask | None) -> Codes:
-    """The shift of every edited weight on its own, in its edit's direction, int16 [E]."""
+    """The shift of every edited weight on its own, in its edit's direction, int16 [E]; change, free: [E]."""
     least, most = _room(levels, edits.codes)
     least[edits.direction > 0] = 0
     most[edits.direction < 0] = 0
     can_move = edits.direction != 0
     if free is not None:
-        can_move &= free.ravel()[edits.index]
+        can_move &= free
     _force(least, most, edits)
-    shift = change.ravel()[edits.index] / np.where(edits.direction != 0, edits.scale, 1.0)
+    shift = change / np.where(edits.direction != 0, edits.scale, 1.0)
     to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
     return np.where(can_move, np.clip(shift, least, most), 0).astype(np.int16)
 

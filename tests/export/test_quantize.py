@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,9 +224,23 @@ def test_a_file_that_reads_back_otherwise_is_never_published(tmp_path: Path, mon
         content[0, 40] ^= 1 if tensor.name == UP else 0
         genuine(descriptor, tensor, rows, content)
 
-    monkeypatch.setattr(patch, "write_rows", one_bit_wrong)
-    with pytest.raises(EvaluationError, match=r"out\.gguf: blk\.0\.ffn_up\.weight \(Q4_K\), rows \d+ to"):
-        run(original, unlearned, out, "Q4_K_M")
+    def written_over(descriptor: int, tensor: StoredTensor, *rest: Any) -> patch.Check:
+        check = genuine_check(descriptor, tensor, *rest)
+        if tensor.name == UP:
+            os.pwrite(descriptor, b"\xff", tensor.offset + 40)
+        return check
+
+    genuine_check = patch.written_rows
+    for name, fault, found in (
+        ("write_rows", one_bit_wrong, "does not decode to the weights that were asked for"),
+        ("written_rows", written_over, "is not what was written there"),
+    ):
+        with monkeypatch.context() as faulty:
+            faulty.setattr(patch, name, fault)
+            with pytest.raises(
+                EvaluationError, match=r"out\.gguf: blk\.0\.ffn_up\.weight \(Q4_K\), rows \d+ to \d+, " + found
+            ):
+                run(original, unlearned, out, "Q4_K_M")
     assert out.read_bytes() == b"an older file"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original.gguf", "out.gguf", "unlearned.gguf"]
 
