@@ -17,7 +17,7 @@ from gguf_forget.grids.scale_codes import ScaleCodes
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-NUMBERS_AT_ONCE = 1 << 20
+NUMBERS_AT_ONCE = 1 << 17
 SCALES, OFFSETS = 16, 7  # looked at first where a type has too many of both to look at all
 FEW = 600  # grids of one sub-block that are all looked at
 

@@ -24,9 +24,16 @@ from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.library import version
 from gguf_forget.llama.quantizer import quantize
 
-NEEDED = {"wall_ratio": "≤ 1.5", "wall_ratio_compensated": "≤ 6", "peak_memory_ratio": "≤ 1.5", "survival": "1"}
+NEEDED = {
+    "wall_ratio": "≤ 1.5",
+    "wall_ratio_compensated": "≤ 6",
+    "peak_memory_ratio": "≤ 1.5",
+    "survival": "1",
+    "survival_widened": "1",
+}
 LIMIT = 3 << 30  # bytes beyond the page cache for the 8B shape
 SIDES = ("llama.cpp", "ours", "ours, compensated")
+WIDENED = "ours, --saturated widen"  # once: it is there for what survives, not for its time
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -90,11 +97,18 @@ def _measure(name: str, options: argparse.Namespace, folder: Path, rounds: int) 
                 )
             runs[side].append(run)
             _say(f"{name}, {side}, round {number + 1} of {rounds}: {run.seconds:.2f} s")
+    files[WIDENED] = folder / "widened.gguf"
+    run = run_in_child(
+        sides.ours, original, unlearned, files[WIDENED], options.type, options.threads, None, saturated="widen"
+    )
+    runs[WIDENED] = [run]
+    _say(f"{name}, {WIDENED}: {run.seconds:.2f} s")
     _say(f"{name}: counting the edits in the files")
-    found: dict[str, Any] = {side: _medians(runs[side]) for side in SIDES}
-    for side in SIDES[1:]:
+    found: dict[str, Any] = {side: _medians(of_side) for side, of_side in runs.items()}
+    for side in (*SIDES[1:], WIDENED):
         counted = run_in_child(sides.landed, files["llama.cpp"], files[side], original, unlearned)
-        found[side]["edits"] = {**counted, "saturated": runs[side][-1].totals["saturated"]}
+        totals = runs[side][-1].totals
+        found[side]["edits"] = {**counted, **{key: totals[key] for key in ("saturated", "regridded")}}
     llama = found["llama.cpp"]
     ratios = {
         "wall_ratio": found["ours"]["seconds"] / llama["seconds"],
@@ -103,12 +117,17 @@ def _measure(name: str, options: argparse.Namespace, folder: Path, rounds: int) 
         "processor_ratio_compensated": found["ours, compensated"]["processor_seconds"] / llama["processor_seconds"],
         "peak_memory_ratio": found["ours"]["peak_bytes"] / llama["peak_bytes"],
         "peak_memory_ratio_compensated": found["ours, compensated"]["peak_bytes"] / llama["peak_bytes"],
-        "survival": min(found[side]["edits"]["landed"] / found[side]["edits"]["asked"] for side in SIDES[1:]),
+        "survival": min(_survival(found[side]) for side in SIDES[1:]),
+        "survival_widened": _survival(found[WIDENED]),
     }
     size = original.stat().st_size
     for path in (original, unlearned, *files.values(), *folder.glob("*.npy")):
         path.unlink()
     return {**ratios, "file_bytes": size, "sides": found}
+
+
+def _survival(found: dict[str, Any]) -> float:
+    return float(found["edits"]["landed"] / found["edits"]["asked"])
 
 
 def _table(models: dict[str, dict[str, Any]]) -> str:
@@ -125,9 +144,19 @@ def _table(models: dict[str, dict[str, Any]]) -> str:
                     gigabytes(found["peak_resident_bytes"]),
                     "" if edits is None else f"{edits['landed']:,} of {edits['asked']:,}",
                     "" if edits is None else f"{edits['saturated']:,}",
+                    "" if edits is None else f"{edits['regridded']:,}",
                 ]
             )
-    header = ["", "median", "processor", "memory", "with mapped files", "edits landed", "at the end of the grid"]
+    header = [
+        "",
+        "median",
+        "processor",
+        "memory",
+        "with mapped files",
+        "edits landed",
+        "at the end of the grid",
+        "others moved",
+    ]
     return table(header, rows)
 
 
@@ -154,7 +183,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             largest["peak_memory_ratio"],
             largest["peak_memory_ratio_compensated"],
         ),
-        "survival": min(found["survival"] for found in models.values()),
+        **{key: min(found[key] for found in models.values()) for key in ("survival", "survival_widened")},
     }
     print("\nThe worst of the models:")
     for key, needed in NEEDED.items():

@@ -15,6 +15,7 @@ from benchmark_support.memory import PeakBeyondPageCache, peak, reset_peak
 
 from export_benchmark.work import EDIT_SIZE, EDITED_SHARE
 from gguf_forget.export.inputs import opened_pair
+from gguf_forget.export.patch import RoundingOptions
 from gguf_forget.export.quantize import ExportOptions, check_space, export_type, plan_export
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
@@ -59,11 +60,17 @@ def stock(original: Path, out: Path, file_type: str, threads: int) -> Measured:
 
 
 def ours(
-    original: Path, unlearned: Path, out: Path, file_type: str, threads: int, hessians: Path | None = None
+    original: Path,
+    unlearned: Path,
+    out: Path,
+    file_type: str,
+    threads: int,
+    hessians: Path | None = None,
+    saturated: str = "count",
 ) -> Measured:
     """From two files to the published one. hessians: a folder of ``columns``.npy."""
     load()
-    options, progress = ExportOptions(threads=threads), Progress()
+    options, progress = ExportOptions(rounding=RoundingOptions(saturated=saturated), threads=threads), Progress()
     with _measured() as found, opened_pair(original, unlearned, out.parent, progress) as pair:
         planned = plan_export(pair, [file_type], options)
         check_space(planned, out.parent)

@@ -37,9 +37,13 @@ def test_the_figures_and_their_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert edits["landed"] + edits["saturated"] == edits["asked"] > 10_000
         assert edits["elsewhere"] == 0
     assert found["survival"] == edits["landed"] / edits["asked"]
+    widened = tiny["sides"]["ours, --saturated widen"]["edits"]
+    assert widened["landed"] == widened["asked"] == edits["asked"]
+    assert widened["regridded"] > widened["saturated"] == 0
+    assert found["survival_widened"] == 1 > found["survival"]
     assert tiny["sides"]["llama.cpp"]["peak_bytes"] > 10_000_000
     assert set(found["million_weights_per_second"]) == {"Q4_K", "Q5_0", "Q6_K", "Q8_0"}
-    assert "at the end of the grid" in capsys.readouterr().out
+    assert "at the end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json", "x", "--rounds", "0"], ["--json", "x", "--layers", "2,none"]])
