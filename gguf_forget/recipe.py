@@ -151,6 +151,13 @@ class UnlearnSection:
     accumulation: int = setting(
         1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
     )
+    processes: int = setting(
+        1,
+        "processes that train together, each on `accumulation` parts of every batch; on the CPU they share its cores, "
+        "with cuda every one has a graphics card",
+        at_least=1,
+    )
+    shard: bool = setting(False, "cut the layers' weights over the processes, a share each (FSDP), while they train")
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass: less memory, more time, the same gradients"
     )

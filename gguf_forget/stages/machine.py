@@ -41,8 +41,8 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     }
 
 
-def torch_device(name: str) -> Any:
-    """The torch.device called ``name``; :class:`InputError` where this machine's torch has none."""
+def torch_device(name: str, index: int = 0) -> Any:
+    """Number ``index`` of the devices called ``name``; :class:`InputError` where this machine's torch has none."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -50,7 +50,12 @@ def torch_device(name: str) -> Any:
             "unlearn.device: found 'cuda', but torch sees no such device here",
             hint="use --device cpu, or install a torch that is built for your graphics card",
         )
-    return torch.device(name)
+    if name == "cuda" and index >= torch.cuda.device_count():
+        raise InputError(
+            f"unlearn.processes: found {index + 1} or more, but torch sees {torch.cuda.device_count()} graphics cards",
+            hint="every process needs one of its own",
+        )
+    return torch.device(name, index) if name == "cuda" else torch.device(name)
 
 
 def environment() -> dict[str, Any]:

@@ -25,11 +25,13 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
+from gguf_forget.stages.helpers import together as together_with
 from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.memory import training_memory
+from gguf_forget.unlearning.together import Together, shard
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
 from gguf_forget.unlearning.validation import above_chance
@@ -99,10 +101,11 @@ def _bytes_needed(bases: list[Any], edits: list[CodeMoves], options: UnlearnSect
     mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
     answers = (mixture.forget + mixture.retain) * ANSWER_TOKENS
     return training_memory(
-        parameters=bases[0].num_parameters(),
+        parameters=bases[0].num_parameters() // (options.processes if options.shard else 1),
         bases=len(bases),
         circuit_weights=sum(edit.step.numel() for edit in edits),
-        positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every) // options.accumulation,
+        positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every)
+        // (options.accumulation * options.processes),
         vocabulary=bases[0].config.vocab_size,
         weight_bytes=bases[0].dtype.itemsize,
     )
@@ -181,6 +184,42 @@ def unlearn(
     progress: Progress,
 ) -> None:
     """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stock``: the original on the grid that is trained."""
+    _check_parts(options)
+    arguments = (template, stock, facts_folder, circuit_path, options, out)
+    with together_with(options.processes, options.device, _help, arguments) as together:
+        _unlearn(*arguments, progress, together)
+
+
+def _check_parts(options: UnlearnSection) -> None:
+    if options.shard and options.processes == 1:
+        raise InputError(
+            "unlearn.shard: found true, but unlearn.processes is 1", hint="set unlearn.processes to 2 or more"
+        )
+    parts, least = options.processes * options.accumulation, min(options.batch_forget, options.batch_retain)
+    if options.processes > 1 and parts > least:
+        raise InputError(
+            f"unlearn.processes: found {options.processes}, which with unlearn.accumulation cuts every batch into "
+            f"{parts} parts; needed at most {least}, the smaller of batch_forget and batch_retain",
+            hint="lower processes or accumulation, or raise the batches",
+        )
+
+
+def _help(*arguments: Any) -> None:
+    """What the processes beside the first do: the same, in silence, and nothing is written."""
+    template, stock, facts_folder, circuit_path, options, out, together = arguments
+    _unlearn(template, stock, facts_folder, circuit_path, options, out, Progress(), together)
+
+
+def _unlearn(
+    template: Path,
+    stock: Path,
+    facts_folder: Path,
+    circuit_path: Path,
+    options: UnlearnSection,
+    out: Path,
+    progress: Progress,
+    together: Together,
+) -> None:
     facts, text = load_facts(facts_folder)
     circuit, _, _ = load_circuit(circuit_path)
     if options.circuit == "random":
@@ -190,10 +229,14 @@ def unlearn(
     examples = encode_facts(facts, tokenize)
     forget, held = _held_back(facts, _split(facts, examples, "forget"), options.validation_phrasing)
     retain = _split(facts, examples, "retain")
-    device = torch_device(options.device)
+    device = torch_device(options.device, together.index)
     bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, stock)]
     edits = [edit.to(device) for edit in grid_moves(stock, circuit, kind, floor=options.floor)]
-    progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory")
+    each = "" if options.processes == 1 else f" in each of {options.processes} processes"
+    progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory{each}")
+    if options.shard:
+        for base in bases:
+            shard(base, base.model.layers, together)
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
     fisher_forget = _fisher(bases[0], edits, forget, options.fisher_examples, options.seed, progress, "forgotten")
@@ -220,6 +263,8 @@ def unlearn(
         },
         asdict(options),
     )
+    # On other devices sums may differ in their last bits: all start from what the first process found.
+    together.share([*(edit.allowed for edit in edits), targets])
     state = saved.load()
     if state is not None:
         progress.note(f"training goes on after step {len(state.history)}")
@@ -249,12 +294,15 @@ def unlearn(
             seed=options.seed,
             accumulation=options.accumulation,
             recompute=options.gradient_checkpointing,
+            together=together,
             state=state,
-            keep=saved.save,
+            keep=saved.save if together.index == 0 else None,
             keep_every=options.keep_every,
             stop=stop,
             progress=show,
         )
+    if together.index:
+        return
     found = [
         NeuronEdit(
             tensor=_tensor_name(kind, edit.role, edit.layer),

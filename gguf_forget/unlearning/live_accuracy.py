@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from math import comb
-from statistics import fmean
 
 import torch
 
@@ -52,7 +51,3 @@ class ChoiceAccuracy:
                 wrong = min(DISTRACTORS, len(others))
                 found.append(comb(beaten, wrong) / comb(len(others), wrong))
         return found
-
-
-def mean_or_none(credits: Sequence[float]) -> float | None:
-    return fmean(credits) if credits else None

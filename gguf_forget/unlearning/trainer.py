@@ -25,7 +25,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
-from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy, mean_or_none
+from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
 from gguf_forget.unlearning.recomputation import recomputed
@@ -38,6 +38,7 @@ from gguf_forget.unlearning.scoring import (
     pack,
     plain_text,
 )
+from gguf_forget.unlearning.together import ALONE, Together
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 
@@ -158,8 +159,9 @@ def _accumulate(
     goal: _Goal,
     accuracy: ChoiceAccuracy,
     recompute: bool,
-) -> tuple[tuple[float, float, float], tuple[float | None, float | None]]:
-    """Forget, retain and text loss of the whole step, and accuracies of what it forgets and keeps.
+) -> list[float]:
+    """What ``parts`` add to the forget, retain and text loss of the whole step; then, of what they forget and of what
+    they keep, right answers and answers.
 
     Gradients of the losses' weighted sum are left in the edits.
     """
@@ -202,11 +204,37 @@ def _accumulate(
         answered = ([forget[index] for index in own.chosen], own.kept)
         for each, log_probs, part, examples in zip(credits, found, split, answered, strict=False):
             each += accuracy.credits(log_probs.detach(), part, examples)
-    return (values[0], values[1], values[2]), (mean_or_none(credits[0]), mean_or_none(credits[1]))
+    return [*values, *(float(number) for each in credits for number in (sum(each), len(each)))]
 
 
 def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
     return items[index * len(items) // parts : (index + 1) * len(items) // parts]
+
+
+def _added(found: Sequence[float], edits: Sequence[CodeMoves], together: Together, device: torch.device) -> list[float]:
+    """The sums over all processes of what :func:`_accumulate` found; the edits' gradients become those sums as well."""
+    if together.count == 1:
+        return list(found)
+    for edit in edits:
+        if edit.delta.grad is None:
+            edit.delta.grad = torch.zeros_like(edit.delta)
+    # Not every backend adds float64 on every device; a sum of counts below 2^24 is exact in float32.
+    sums = torch.tensor(found, dtype=torch.float32, device=device)
+    together.add([sums, *(edit.delta.grad for edit in edits if edit.delta.grad is not None)])
+    return sums.tolist()
+
+
+def _share(right: float, answers: float) -> float | None:
+    return right / answers if answers else None
+
+
+def _decided(stop: bool, together: Together, device: torch.device) -> bool:
+    """What the first process decides: the others may compute a little differently."""
+    if together.count == 1:
+        return stop
+    flag = torch.tensor([float(stop)], device=device)
+    together.share([flag])
+    return bool(flag.item())
 
 
 def train(
@@ -230,6 +258,7 @@ def train(
     npo_beta: float,
     seed: int,
     accumulation: int = 1,
+    together: Together = ALONE,
     recompute: bool = False,
     state: TrainingState | None = None,
     keep: Callable[[TrainingState], None] | None = None,
@@ -244,6 +273,8 @@ def train(
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats) or ``npo``.
+        together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
+            and the edits end equal.
         accumulation: parts into which every batch is cut; their gradients add up to that of the whole, up to the order
             of additions, and only one part's activations are in memory.
         recompute: see :mod:`.recomputation`.
@@ -276,11 +307,13 @@ def train(
         for edit in edits:
             edit.refresh(hardness)
         whole = _Lists(chosen, kept, prose)
-        losses, accuracies = _accumulate(
+        count = accumulation * together.count
+        parts = [_Lists(*(_part(each, index, count) for each in (chosen, kept, prose))) for index in range(count)]
+        found = _accumulate(
             turns[step % len(turns)],
             reference,
             edits,
-            [_Lists(*(_part(each, i, accumulation) for each in (chosen, kept, prose))) for i in range(accumulation)],
+            together.mine(parts),
             whole.counts(forget, mixture),
             forget,
             mixture,
@@ -289,6 +322,9 @@ def train(
             accuracy,
             recompute,
         )
+        found = _added(found, edits, together, reference.device)
+        losses = (found[0], found[1], found[2])
+        accuracies = (_share(*found[3:5]), _share(*found[5:]))
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
                 f"training diverged at step {step + 1}: losses {list(losses)}",
@@ -300,7 +336,7 @@ def train(
         progress(history[-1])
         if keep is not None and len(history) % keep_every == 0:
             keep(_state(edits, optimizer, history))
-        if stop(step + 1):
+        if _decided(stop(step + 1), together, reference.device):
             break
     for edit in edits:
         edit.refresh()

@@ -17,6 +17,7 @@ from forgetting_benchmark.figures import Roles, questions_of, roles
 from forgetting_benchmark.make import Shared, make_edit, make_files
 from forgetting_benchmark.measure import circuit_divergence, measure, relearned
 from forgetting_benchmark.methods import METHODS, QUICK, Method
+from forgetting_benchmark.nf4 import NF4, write_nf4
 from forgetting_benchmark.table import MOST_SEEDS, method_rows, render, whole_rows
 from gguf_forget.demo.prepare import prepare_demo
 from gguf_forget.errors import GgufForgetError, InputError
@@ -28,7 +29,7 @@ from gguf_forget.run_directory import STAGE_FILE, RunDirectory, read_json, write
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.verification.questions import Question
 
-TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
 QUICK_TYPES = ("F16", "Q8_0", "Q4_K_M")
 RESULT = "result.json"
 
@@ -54,7 +55,7 @@ def _arguments(description: str | None, given: Sequence[str] | None) -> argparse
     quick = options.quick
     options.seeds = options.seeds if options.seeds is not None else (1 if quick else 5)
     options.methods = _names(options.methods, QUICK if quick else tuple(METHODS), METHODS, "method")
-    options.formats = _names(options.formats, QUICK_TYPES if quick else TYPES, EXPORT_TYPES, "format")
+    options.formats = _names(options.formats, QUICK_TYPES if quick else TYPES, (*EXPORT_TYPES, NF4), "format")
     options.samples = options.samples if options.samples is not None else (8 if quick else 100)
     options.relearning_steps = options.relearning_steps if options.relearning_steps is not None else 48 * (not quick)
     options.work = options.work or options.json.with_suffix(".work")
@@ -78,7 +79,7 @@ def _recipe(options: argparse.Namespace, progress: Progress) -> Recipe:
     if recipe is None:
         recipe = prepare_demo(options.work, progress, widened=options.widened)
     # The F16 file is what the others are compared with; the pipeline makes no baseline of its own here.
-    types = tuple(dict.fromkeys(("F16", *options.formats)))
+    types = tuple(kind for kind in dict.fromkeys(("F16", *options.formats)) if kind != NF4)
     return replace(recipe, export=replace(recipe.export, types=types), verify=replace(recipe.verify, baselines=False))
 
 
@@ -121,7 +122,15 @@ class _Bench:
 
     def original(self, file_type: str) -> dict[str, Any]:
         name, inputs = f"original-{file_type.lower()}", self.inputs(**self.asking())
-        return self.keep(name, inputs, lambda: self.asked(self.shared.stock(file_type)))
+        return self.keep(name, inputs, lambda: self._original(file_type))
+
+    def _original(self, file_type: str) -> dict[str, float | None]:
+        if file_type != NF4:
+            return self.asked(self.shared.stock(file_type))
+        with tempfile.TemporaryDirectory(dir=self.shared.run, prefix="files-original-") as folder:
+            file = Path(folder) / f"{NF4}.gguf"
+            write_nf4(self.shared.stock("F16"), file)
+            return self.asked(file)
 
     def asked(self, file: Path) -> dict[str, float | None]:
         return measure(self.shared, file, self.questions, self.chosen, samples=self.samples)
@@ -161,7 +170,7 @@ class _Bench:
     def _judged(self) -> str:
         """The type of the file that is attributed and trained again: that of the trained grid, if it is asked for."""
         grid = self.shared.recipe.unlearn.grid
-        return grid if grid in self.types else self.types[-1]
+        return grid if grid in self.types else next(kind for kind in reversed(self.types) if kind != NF4)
 
     def _made(self, method: Method, name: str, seed: int, types: Sequence[str], folder: Path) -> dict[str, float]:
         self.shared.progress.note(f"{name}, seed {seed}: making {', '.join(types)}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forgetting_benchmark.methods import Method
+from forgetting_benchmark.nf4 import NF4, write_nf4
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.export.derived_file import write_derived
 from gguf_forget.export.edit import NeuronEdit, load_edits, save_edits
@@ -62,6 +63,9 @@ def make_files(
 
     ``edit``: the folder of :func:`make_edit`, of the method itself or, for a control, of ours.
     """
+    wanted = types
+    if method.kind != "noise":  # which has NF4's own noise
+        types = list(dict.fromkeys("F16" if kind == NF4 else kind for kind in wanted))
     started = time.monotonic()
     if method.kind == "baseline":
         train_baseline(
@@ -103,6 +107,8 @@ def make_files(
             for file_type in types:
                 (folder / "export" / shipped_name(file_type)).replace(folder / f"{file_type}.gguf")
         seconds = time.monotonic() - started
+    if NF4 in wanted and NF4 not in types:
+        write_nf4(folder / "F16.gguf", folder / f"{NF4}.gguf")
     return {"seconds": seconds, "share_changed": changed / _parameters(shared.template)}
 
 
@@ -132,8 +138,11 @@ def _noisy(shared: Shared, edits: Sequence[NeuronEdit], seed: int, types: Sequen
     _unlearned(shared.template, edits, full)
     for file_type in types:
         generator = np.random.default_rng(seed)
-        run_in_child(quantize, full, rounded, file_type)
-        run_in_child(quantize, rounded, restored, "F32", allow_requantize=True)
+        if file_type == NF4:
+            write_nf4(full, restored)
+        else:
+            run_in_child(quantize, full, rounded, file_type)
+            run_in_child(quantize, rounded, restored, "F32", allow_requantize=True)
         weights, again = GgufFile(full), GgufFile(restored)
         noisy = {}
         for tensor in weights.tensors:
@@ -144,7 +153,7 @@ def _noisy(shared: Shared, edits: Sequence[NeuronEdit], seed: int, types: Sequen
     for file_type in types:
         (folder / f"{file_type}.noisy").replace(folder / f"{file_type}.gguf")
     for path in (rounded, restored):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _bytes(weights: np.ndarray) -> np.ndarray:

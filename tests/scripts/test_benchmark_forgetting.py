@@ -190,16 +190,16 @@ def test_every_kind_of_method_on_a_tiny_model_and_nothing_is_done_twice(
     (tmp_path / "recipe.toml").write_text(RECIPE)
     out, methods = tmp_path / "out.json", ["mansu", "no_floor", "random_circuit", "ga", "random_edit", "rounding_noise"]
     arguments = ["--json", str(out), "--recipe", str(tmp_path / "recipe.toml"), "--methods", ",".join(methods)]
-    arguments += ["--seeds", "1", "--formats", "Q4_K_M", "--samples", "2", "--relearning-steps", "2"]
+    arguments += ["--seeds", "1", "--formats", "Q4_K_M,NF4", "--samples", "2", "--relearning-steps", "2"]
     assert main("", arguments) == 0
     document = json.loads(out.read_text())
     assert list(document["methods"]) == sorted(methods)
-    assert document["types"] == ["F16", "Q4_K_M"]
+    assert document["types"] == ["F16", "Q4_K_M", "NF4"]
     for name in methods:
         part = document["methods"][name]
         assert part["problems"] == []
         assert part["meaning"] == METHODS[name].meaning
-        assert set(part["figures"]["0"]) == {"F16", "Q4_K_M"}
+        assert set(part["figures"]["0"]) == {"F16", "Q4_K_M", "NF4"}
         assert 0 < part["about"]["0"]["share_changed"] <= 1
         assert part["about"]["0"]["divergence"]["l1"] >= 0
         perplexity = next(row for row in part["rows"] if row["row"].startswith("perplexity"))

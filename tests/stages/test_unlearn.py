@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from tiny import build_tiny_gguf
 from tiny_knowledge import river_facts
 
@@ -139,6 +140,48 @@ def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(
     plain, again, whole = ((tmp_path / name / "edit.safetensors").read_bytes() for name in ("plain", "again", "f32"))
     assert again == plain
     assert whole != plain
+
+
+def test_two_processes_train_what_one_does(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    """Each part is computed as one process computes it, whoever does; a sum of two has one value in either order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the processes have one each
+    try:
+        run(inputs, tmp_path / "one", Progress(), accumulation=2)
+        seen = Notes()
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, tmp_path / "cut", Notes(steps=3), processes=2)
+        run(inputs, tmp_path / "two", seen, processes=2)
+        run(inputs, tmp_path / "shared", Progress(), processes=2, shard=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert any(note.endswith("GB of memory in each of 2 processes") for note in seen.notes)
+    assert "training goes on after step 2" in seen.notes
+    one, two, shared = (json.loads((tmp_path / name / "unlearn.json").read_text()) for name in ("one", "two", "shared"))
+    for other, name in ((two, "two"), (shared, "shared")):
+        for tensor, values in load_file(tmp_path / name / "edit.safetensors").items():
+            assert (values == load_file(tmp_path / "one" / "edit.safetensors")[tensor]).all(), (name, tensor)
+        for step, expected in zip(other["history"], one["history"], strict=True):
+            assert step == {key: pytest.approx(value, rel=1e-6) for key, value in expected.items()}
+        assert {**other, "history": []} == {**one, "history": []}
+    assert one["moved"] > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard": True}, r"unlearn\.shard: found true, but unlearn\.processes is 1"),
+        ({"processes": 3, "accumulation": 2}, r"cuts every batch into 6 parts; needed at most 4"),
+    ],
+)
+def test_processes_that_cannot_share_a_batch_are_refused(
+    inputs: tuple[Path, Path, Path, Path],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(inputs, tmp_path / "unlearn", Progress(), **changes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

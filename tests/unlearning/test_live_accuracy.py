@@ -9,7 +9,7 @@ import torch
 
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy, mean_or_none
+from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
 from gguf_forget.unlearning.scoring import answers, pack
 
 GROUPS = [("forget", "capital")] * 6 + [("retain", "capital")] * 2 + [("retain", "currency")]
@@ -49,5 +49,3 @@ def test_a_small_relation_has_fewer_others_and_a_single_fact_none() -> None:
     scores[0, 40:46] = 9.0
     assert credits([6, 7, 8], scores) == [1.0, 0.0]
     assert credits([8], torch.zeros(2, 60)) == []
-    assert mean_or_none([]) is None
-    assert mean_or_none([0.25, 0.75]) == 0.5
