@@ -8,6 +8,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from command_lines import examples_of, parse_command_line
 
 from gguf_forget.cli import main
 
@@ -21,6 +22,22 @@ def test_every_command_has_examples_json_and_debug(name: str) -> None:
     assert f"  gguf-forget {name}" in result.stdout
     for option in ("--json", "--quiet", "--debug"):
         assert option in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_the_examples_of_every_command_parse(name: str) -> None:
+    found = [parse_command_line(line) for line in examples_of(main.commands[name])]
+    assert found == [name] * len(found)
+    assert found
+
+
+def test_the_examples_of_the_program_parse() -> None:
+    assert [parse_command_line(line) for line in examples_of(main)] == ["demo", "run", "quantize", "verify"]
+
+
+def test_an_example_with_a_wrong_option_does_not_parse() -> None:
+    with pytest.raises(click.UsageError, match="--colour"):
+        parse_command_line("gguf-forget diff a.gguf b.gguf --colour red")
 
 
 def test_help_of_every_command_loads_nothing_heavy() -> None:
