@@ -4,8 +4,8 @@
     scripts/readme_examples.py --folder CLONE [--page README.md] [--skip PATTERN]… [--only PATTERN]… [--list]
 
 The page is read from top to bottom. Every command of its ```sh blocks runs in CLONE, with bash and nothing on its
-standard input; what a command exports (PATH, say) holds for those that follow. A ```toml block that begins with a comment
-such as `# recipe.toml` is written into the file of that name, as a reader would. Nothing stops at a failure.
+standard input; what a command exports (PATH, say) holds for those that follow. A ```toml block that begins with
+`# recipe.toml` or the like is written into the file of that name, as a reader would. Nothing stops at a failure.
 
 A command must end with exit code 0, or with what the comment behind it says: `# exit code 1`, `# exit code 0 or 1`.
 For each the command, exit code, expected exit code, seconds and last line of output are printed. --skip (a regular

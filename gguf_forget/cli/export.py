@@ -33,7 +33,7 @@ class TensorType(click.ParamType):
         return pattern, kind
 
 
-@click.command()
+@click.command(short_help="Quantize a model unlearned by any tool, edits kept.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("unlearned", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -235,7 +235,7 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
         click.echo(f"evidence in {document['evidence']}")
 
 
-@click.command()
+@click.command(short_help="Show what differs between two GGUFs, code by code.")
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
 @click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")

@@ -18,7 +18,7 @@ STAGE_OPTIONS = ("out", "dry_run", "as_json", "quiet", "debug")
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Judge GGUFs that anyone made beside their original.")
 @click.argument("files", metavar="RECIPE | FILE…", nargs=-1, type=_FILE)
 @click.option("--against", "original", type=_FILE, help="The original that the files are compared with.")
 @click.option(

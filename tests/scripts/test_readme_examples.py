@@ -1,4 +1,4 @@
-"""The program that pastes the README's examples, on small pages; and the README's own examples, as far as they parse."""
+"""The program that pastes the README's examples, on small pages; and that the README's own commands parse."""
 
 from __future__ import annotations
 
