@@ -21,7 +21,9 @@ Prints `N passed, N failed` last; exit code 1 if any failed, 2 for a wrong argum
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -113,11 +115,14 @@ class Ended:
     last_line: str
 
 
-def run_command(command: Command, folder: Path, environment: Path) -> Ended:
-    """Run one command in ``folder``; ``environment`` holds what earlier ones exported, and what this one leaves."""
+def run_command(command: Command, folder: Path, environment: Path, seconds: float | None) -> Ended:
+    """Run one command in ``folder``; ``environment`` holds what earlier ones exported, and what this one leaves.
+
+    After ``seconds`` it is stopped with all that it started, as exit code -9.
+    """
     program = f'source "$1"\n{command.text}\ncode=$?\nexport -p > "$1"\nexit $code\n'
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-c", program, "bash", str(environment)],
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -125,10 +130,15 @@ def run_command(command: Command, folder: Path, environment: Path) -> Ended:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
+        start_new_session=True,
     )
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    return Ended(done.returncode, time.monotonic() - started, lines[-1].strip() if lines else "")
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+    lines = [line for line in said.splitlines() if line.strip()]
+    return Ended(process.returncode, time.monotonic() - started, lines[-1].strip() if lines else "")
 
 
 def write_file(file: File, folder: Path) -> bool:
@@ -140,7 +150,14 @@ def write_file(file: File, folder: Path) -> bool:
     return True
 
 
-def run_page(steps: Sequence[Command | File], folder: Path, *, skip: Sequence[str], only: Sequence[str]) -> int:
+def run_page(
+    steps: Sequence[Command | File],
+    folder: Path,
+    *,
+    skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    seconds: float | None = None,
+) -> int:
     """Run what is not skipped, print a line or two for each; returns how many failed."""
     passed = failed = skipped = 0
     with tempfile.TemporaryDirectory() as name:
@@ -157,7 +174,7 @@ def run_page(steps: Sequence[Command | File], folder: Path, *, skip: Sequence[st
                 print(f"line {step.line}: $ {step.bare}\n    skipped")
                 continue
             print(f"line {step.line}: $ {step.bare}", flush=True)
-            ended = run_command(step, folder, environment)
+            ended = run_command(step, folder, environment, seconds)
             good = ended.code in step.expected
             passed, failed = passed + good, failed + (not good)
             needed = " or ".join(map(str, step.expected))
@@ -183,6 +200,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="the page  [default: README.md of the clone]")
     parser.add_argument("--skip", action="append", default=[], metavar="PATTERN")
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN")
+    parser.add_argument("--seconds", type=float, help="stop a command after so many seconds; it has failed then")
     parser.add_argument("--list", action="store_true", help="print the commands, run none")
     arguments = parser.parse_args()
     if arguments.folder is None and not (arguments.list and arguments.page):
@@ -198,7 +216,8 @@ def main() -> int:
         for step in steps:
             print(f"line {step.line}: {f'write {step.name}' if isinstance(step, File) else step.bare}")
         return 0
-    return 1 if run_page(steps, arguments.folder, skip=arguments.skip, only=arguments.only) else 0
+    limits = {"skip": arguments.skip, "only": arguments.only, "seconds": arguments.seconds}
+    return 1 if run_page(steps, arguments.folder, **limits) else 0
 
 
 if __name__ == "__main__":

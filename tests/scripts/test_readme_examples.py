@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import readme_examples
 from command_lines import parse_command_line
-from readme_examples import Command, File, read_page
+from readme_examples import Command, File, read_page, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = """# A page
@@ -98,6 +98,15 @@ def test_another_file_is_not_written_over(
     assert readme_examples.main() == 1
     assert capsys.readouterr().out.splitlines()[-2:] == ["8 skipped", "1 passed, 1 failed"]
     assert (tmp_path / "made.toml").read_text() == "mine"
+
+
+def test_a_command_that_takes_too_long_is_stopped_and_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_page(read_page("```sh\necho begun; sleep 60 | cat\necho on\n```\n"), tmp_path, seconds=0.5) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("    FAILED: exit code -9, expected 0, ")
+    assert said[2:] == ["    begun", "line 3: $ echo on", *said[4:5], "    on", "0 skipped", "1 passed, 1 failed"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--folder", "/nowhere"], ["--folder", str(ROOT), "--skip", "("]])
