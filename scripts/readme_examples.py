@@ -179,9 +179,9 @@ def run_page(
             passed, failed = passed + good, failed + (not good)
             needed = " or ".join(map(str, step.expected))
             verb = "passed" if good else "FAILED"
-            print(
-                f"    {verb}: exit code {ended.code}, expected {needed}, {ended.seconds:.1f} s\n    {ended.last_line}"
-            )
+            print(f"    {verb}: exit code {ended.code}, expected {needed}, {ended.seconds:.1f} s")
+            if ended.last_line:
+                print(f"    {ended.last_line}")
     print(f"{skipped} skipped")
     print(f"{passed} passed, {failed} failed")
     return failed

@@ -72,6 +72,8 @@ def test_what_passed_failed_and_was_skipped_is_printed_and_counted(
     said = capsys.readouterr().out.splitlines()
     assert said[-2:] == ["1 skipped", "7 passed, 1 failed"]
     assert "line 18: wrote made.toml" in said
+    exported = said.index("line 4: $ export WORD=hello")
+    assert said[exported + 2].startswith("line 5: ")  # it says nothing, so nothing is repeated
     ends = {
         line.split("$ ")[1]: (said[number + 1].split(",")[0:2], said[number + 2].strip())
         for number, line in enumerate(said)
