@@ -81,6 +81,11 @@ def tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
+def nothing_more(folder: Path, before: set[str]) -> None:
+    if left := tree(folder) - before:
+        raise CaseFailed(f"left {', '.join(sorted(left))}")
+
+
 def spoiled(material: Material, name: str, folder: Path, draw: random.Random) -> tuple[Path, str]:
     """A copy of one file of the material with one mutation, or something that is no file in its place."""
     source: Path = getattr(material, name)
