@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -198,7 +199,7 @@ def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str,
         return {file_types[0]: out}
     if out.is_file():
         raise InputError(f"{out} is a file, needed a directory for {len(file_types)} types")
-    stem = unlearned.resolve().name.removesuffix(".gguf")
+    stem = os.path.basename(os.path.realpath(unlearned)).removesuffix(".gguf")
     return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
 
 

@@ -100,11 +100,15 @@ def test_an_array_longer_than_the_file_is_refused_before_it_is_read(tmp_path: Pa
 
 
 def test_a_key_of_another_type_is_refused(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "imatrix.gguf")
-    name = b"imatrix.chunk_count"
-    raw = path.read_bytes()
-    place = raw.index(name) + len(name)
-    assert struct.unpack_from("<II", raw, place) == (4, 7)
-    path.write_bytes(raw[:place] + struct.pack("<IQ", 8, 3) + b"two" + raw[place + 8 :])  # a string
+    path = tmp_path / "imatrix.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    writer.add_uint32("imatrix.datasets", 3)
+    writer.add_tensor("blk.0.ffn_up.weight.in_sum2", SQUARES["blk.0.ffn_up.weight"])
+    writer.add_tensor("blk.0.ffn_up.weight.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     with pytest.raises(InputError, match="is no importance matrix"):
         read_importance(path)
