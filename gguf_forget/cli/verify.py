@@ -108,7 +108,7 @@ def _judge(
     from gguf_forget.verification.regressions import baseline_gates
 
     settings, forget = _settings(given)
-    check_files(files, original)
+    check_files(files, original, settings.text)
     asked = read_questions(forget, given["retain"], settings.options, limit=given["limit"])
     baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
     if dry_run:

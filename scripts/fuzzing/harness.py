@@ -32,6 +32,8 @@ def call(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="gguf-forget")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise CaseFailed(f"{type(result.exception).__name__} came out: {result.exception}")
+    if result.exit_code == 130:  # the program's own answer to Ctrl-C, which was meant for all
+        raise KeyboardInterrupt
     return result.exit_code, result.stderr
 
 
