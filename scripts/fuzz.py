@@ -7,7 +7,7 @@ The same seed gives the same cases. Most run in this process, whose memory is li
 process of its own, where llama.cpp is reached or the program is killed. `--runs` adds whole runs on a tiny model: of
 twelve ten are killed at a random moment, one runs out of disk, and one meets a second run in its directory; the same
 command must then give the same bytes as a run that nothing disturbed. Prints `N passed, N failed`; exit code 1 if any
-failed.
+failed. Ctrl-C ends it with the figures so far.
 """
 
 from __future__ import annotations
@@ -36,19 +36,23 @@ def main() -> int:
     from fuzzing.harness import CaseFailed
 
     passed: Counter[str] = Counter()
-    failed = 0
+    failed, interrupted = 0, False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # one kind of case gives up its rights
-        for case in _all(arguments, folder):
-            try:
-                passed[case().split(":")[0]] += 1
-            except CaseFailed as error:
-                failed += 1
-                print(error, flush=True)
+        try:
+            for case in _all(arguments, folder):
+                try:
+                    passed[case().split(":")[0]] += 1
+                except CaseFailed as error:
+                    failed += 1
+                    print(error, flush=True)
+        except KeyboardInterrupt:
+            print("interrupted: the figures are those of the cases until here")
+            interrupted = True
     print(", ".join(f"{name} {count}" for name, count in sorted(passed.items())))
     print(f"{sum(passed.values())} passed, {failed} failed")
-    return 1 if failed else 0
+    return 130 if interrupted else 1 if failed else 0
 
 
 def _all(arguments: argparse.Namespace, folder: Path) -> Iterator[Callable[[], str]]:

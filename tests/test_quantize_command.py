@@ -107,6 +107,17 @@ def test_faults_of_the_user_exit_with_2(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_links_that_lead_nowhere_exit_with_2(models: tuple[Path, Path], tmp_path: Path) -> None:
+    loop, directory = tmp_path / "loop.gguf", tmp_path / "directory"
+    loop.symlink_to(loop.name)
+    directory.mkdir()
+    (directory / "model.safetensors").symlink_to(tmp_path / "absent")
+    for unlearned, message in ((loop, "loop.gguf does not exist"), (directory, "a file of weights cannot be read")):
+        result = call(models[0], unlearned, tmp_path, "Q8_0", "Q4_0", "-q")
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_two_directories_are_converted_with_the_originals_tokenizer(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def _one_budget(**given: Any) -> None:
         raise click.UsageError(f"{' and '.join(named)} were given, needed at most one of them")
 
 
-@click.command()
+@click.command(short_help="Find the circuit that holds the facts, and judge it.")
 @click.argument("source", metavar="RECIPE | MODEL FACTS", type=click.Path(path_type=Path))
 @click.argument("facts", required=False, metavar="", type=click.Path(path_type=Path))
 @click.option(
@@ -186,7 +186,7 @@ def _study(
     return work
 
 
-@click.command()
+@click.command(short_help="See how far the attribution moved by unlearning.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("unlearned", type=click.Path(path_type=Path))
 @click.argument("facts", type=click.Path(path_type=Path))

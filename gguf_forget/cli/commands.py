@@ -32,10 +32,10 @@ Completion in the shell:
   fish:                _GGUF_FORGET_COMPLETE=fish_source gguf-forget | source
 """
 STAGE_HELP = {
-    "load": "Write the original in full precision as a GGUF, and check its tokenizer.",
-    "facts": "Check the facts against the tokenizer, and prepare plain text.",
-    "unlearn": "Train code moves inside the circuit, through the grid that ships.",
-    "export": "Write the unlearned GGUFs, bin-aware, with llama.cpp's own files as their base.",
+    "load": "Write the original as a GGUF in full precision. Its tokenizer is checked.",
+    "facts": "Check the facts against the tokenizer. Plain text is prepared too.",
+    "unlearn": "Train code moves inside the circuit. Training goes through the grid that ships.",
+    "export": "Write the unlearned GGUFs, bin-aware. Their base is llama.cpp's own files.",
 }
 TRAINS = ("unlearn", "export")  # stages up to which there is a training
 
@@ -140,7 +140,7 @@ _DEVICE = click.option(
 )
 
 
-@main.command()
+@main.command(short_help="Run a recipe from the model to the verdict.")
 @_RECIPE
 @_OUT
 @_DEVICE
@@ -193,7 +193,7 @@ for _stage, _text in STAGE_HELP.items():
     main.add_command(_stage_command(_stage, _text))
 
 
-@main.command()
+@main.command(short_help="Forget the capitals of Europe, on a model from pip.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]")
 @click.option("--widened", is_flag=True, help="The same model widened to 768: every matrix is a K-quant.")
 @common

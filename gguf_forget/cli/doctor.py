@@ -11,7 +11,7 @@ import click
 from gguf_forget.cli.common import common, guarded
 
 
-@click.command()
+@click.command(short_help="Show versions, and whether memory and disk are enough.")
 @click.argument("target", metavar="[MODEL | RECIPE]", required=False, type=click.Path(path_type=Path))
 @common
 def doctor(target: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:

@@ -15,7 +15,7 @@ from gguf_forget.errors import InputError
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Apply the gates, write the report, or recompute one.")
 @click.argument("recipe", required=False, type=_FILE)
 @click.option("-o", "--out", type=_FILE, help="Run directory  [default: runs/NAME beside the recipe]")
 @click.option(
@@ -93,7 +93,7 @@ def _html(report: Any) -> str:
     return build_html(report)
 
 
-@click.command()
+@click.command(short_help="Rebuild a shipped file from stock file and evidence.")
 @click.argument("stock", type=_FILE)
 @click.argument("evidence", type=_FILE)
 @click.option("-o", "--out", type=_FILE, required=True, help="The file to write.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,7 +34,7 @@ class TensorType(click.ParamType):
         return pattern, kind
 
 
-@click.command()
+@click.command(short_help="Quantize a model unlearned by any tool, edits kept.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("unlearned", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -198,7 +199,7 @@ def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str,
         return {file_types[0]: out}
     if out.is_file():
         raise InputError(f"{out} is a file, needed a directory for {len(file_types)} types")
-    stem = unlearned.resolve().name.removesuffix(".gguf")
+    stem = os.path.basename(os.path.realpath(unlearned)).removesuffix(".gguf")
     return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
 
 
@@ -235,7 +236,7 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
         click.echo(f"evidence in {document['evidence']}")
 
 
-@click.command()
+@click.command(short_help="Show what differs between two GGUFs, code by code.")
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
 @click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")

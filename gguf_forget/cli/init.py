@@ -10,7 +10,7 @@ import click
 from gguf_forget.cli.common import guarded
 
 
-@click.command()
+@click.command(short_help="Write a recipe to start from.")
 @click.argument("preset")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("recipe.toml"), help="[default: recipe.toml]"

@@ -47,7 +47,7 @@ def names(commands: Iterable[str]) -> list[str]:
     return [*sorted(commands), *FILES]
 
 
-@click.command()
+@click.command(short_help="Print the JSON Schema of what --json prints.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the list of names as JSON too.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing is said on stderr anyway.")

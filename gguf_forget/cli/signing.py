@@ -37,7 +37,7 @@ def _show(work: Callable[[], dict[str, Any]], said: str, *, as_json: bool, quiet
     guarded(show, debug=debug)
 
 
-@click.command()
+@click.command(short_help="Sign an evidence folder with a local key.")
 @click.option("--private-key", type=_FILE, required=True, help="PEM of an elliptic curve, without a password.")
 @_common
 def sign(evidence: Path, private_key: Path, as_json: bool, quiet: bool, debug: bool) -> None:
@@ -59,7 +59,7 @@ def sign(evidence: Path, private_key: Path, as_json: bool, quiet: bool, debug: b
     _show(work, "signed", as_json=as_json, quiet=quiet, debug=debug)
 
 
-@click.command("check-signature")
+@click.command("check-signature", short_help="Check the signature of an evidence folder.")
 @click.option("--public-key", type=_FILE, required=True, help="PEM of the key that belongs to the signer's.")
 @_common
 def check_signature(evidence: Path, public_key: Path, as_json: bool, quiet: bool, debug: bool) -> None:

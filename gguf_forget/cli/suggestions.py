@@ -1,4 +1,5 @@
-"""A command line that answers a misspelt command with the nearest one, in the form of all other errors."""
+"""A command line that answers a misspelt command with the nearest one, in the form of all other errors, and none at all
+with its help."""
 
 from __future__ import annotations
 
@@ -14,6 +15,11 @@ class SuggestingGroup(click.Group):
 
     Options are suggested by click itself.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # click calls that an error since 8.2
+            args = ["--help"]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gguf_forget.export.requantized import Requantized
 
 
-@click.command()
+@click.command(short_help="See which edits are left when a file is quantized again.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("shipped", type=click.Path(path_type=Path))
 @click.argument("types", metavar="[TYPE]...", nargs=-1)

@@ -18,7 +18,7 @@ STAGE_OPTIONS = ("out", "dry_run", "as_json", "quiet", "debug")
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Judge GGUFs that anyone made beside their original.")
 @click.argument("files", metavar="RECIPE | FILE…", nargs=-1, type=_FILE)
 @click.option("--against", "original", type=_FILE, help="The original that the files are compared with.")
 @click.option(
@@ -108,7 +108,7 @@ def _judge(
     from gguf_forget.verification.regressions import baseline_gates
 
     settings, forget = _settings(given)
-    check_files(files, original)
+    check_files(files, original, settings.text)
     asked = read_questions(forget, given["retain"], settings.options, limit=given["limit"])
     baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
     if dry_run:

@@ -40,7 +40,12 @@ def opened_pair(
         if not path.exists():
             raise InputError(f"the model {path} does not exist", hint="give a GGUF file or a Hugging Face directory")
     directories = [path for path in (original, unlearned) if path.is_dir()]
-    needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
+    try:
+        needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
+    except OSError as error:
+        raise InputError(
+            "a file of weights cannot be read", cause=str(error), hint="a link that leads nowhere: get the model again"
+        ) from error
     free = shutil.disk_usage(work).free
     if needed > free:
         raise InputError(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..checkpoint.gguf_file import GgufFile
 from ..errors import InputError
 from .options import Importance
 
@@ -28,7 +28,7 @@ def read_importance(path: Path) -> Importance:
         raise InputError(f"the importance matrix {path} cannot be read", cause=str(error)) from error
     try:
         importance = _from_gguf(path) if content.startswith(_MAGIC) else _from_legacy(path, content)
-    except (ValueError, IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, struct.error) as error:
         raise InputError(
             f"{path} is no importance matrix, needed one that llama-imatrix wrote", cause=str(error)
         ) from error
@@ -41,17 +41,10 @@ def read_importance(path: Path) -> Importance:
 
 
 def _from_gguf(path: Path) -> Importance:
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    tensors = {tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in reader.tensors}
-
-    def value(key: str, default: Any) -> Any:
-        field = reader.get_field(key)
-        return default if field is None else field.contents()
-
-    if value("general.type", None) != "imatrix":
-        raise ValueError(f"general.type is {value('general.type', None)!r}, needed 'imatrix'")
+    file = GgufFile(path)
+    tensors = {name: np.asarray(tensor.data, dtype=np.float32) for name, tensor in file.tensors.items()}
+    if file.value("general.type") != "imatrix":
+        raise ValueError(f"general.type is {file.value('general.type')!r}, needed 'imatrix'")
     values = {}
     for name, sums in tensors.items():
         stem, _, kind = name.rpartition(".")
@@ -61,7 +54,9 @@ def _from_gguf(path: Path) -> Importance:
         sums = sums.reshape(len(counts), -1)  # [experts, columns]
         # An expert that no token reached says nothing: all its inputs count alike.
         values[stem] = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).reshape(-1)
-    return Importance(path, values, tuple(value("imatrix.datasets", [])), int(value("imatrix.chunk_count", 0)))
+    return Importance(
+        path, values, tuple(file.value("imatrix.datasets", [])), int(file.value("imatrix.chunk_count", 0))
+    )
 
 
 def _from_legacy(path: Path, content: bytes) -> Importance:

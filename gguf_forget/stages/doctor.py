@@ -25,7 +25,9 @@ def doctor(target: Path | None) -> dict[str, Any]:
     Raises InputError for a target that cannot be read.
     """
     converter = cache_directory() / PROGRAM
-    folder = Path.cwd() if target is None else target.resolve().parent
+    if target is not None and not target.exists():
+        raise InputError(f"{target} is not there, needed a GGUF or a recipe (.toml)", hint="check the path")
+    folder = Path.cwd() if target is None else target.absolute().parent
     document: dict[str, Any] = {
         "schema_version": 1,
         "tools": tool_versions(),

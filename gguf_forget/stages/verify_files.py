@@ -82,11 +82,11 @@ def file_type_of(file: GgufFile) -> str:
     return next((name for name, value in FILE_TYPES.items() if value == number), UNKNOWN_TYPE)
 
 
-def check_files(files: Sequence[Path], original: Path) -> None:
-    """Read every header before anything slow begins.
+def check_files(files: Sequence[Path], original: Path, text: Path | None = None) -> None:
+    """Read every header, and the plain text where one is given, before anything slow begins.
 
     Raises:
-        InputError: a file is missing or no GGUF, or is named twice.
+        InputError: a file is missing, no GGUF or no text, or is named twice.
     """
     for path in (original, *files):
         if not path.is_file():
@@ -95,6 +95,8 @@ def check_files(files: Sequence[Path], original: Path) -> None:
     twice = {path for path in files if list(files).count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)} is named twice, needed each file once")
+    if text is not None:
+        file_documents(text, "measure")
 
 
 def gather_evidence(
@@ -109,7 +111,7 @@ def gather_evidence(
         InputError: as :func:`check_files`, or too little disk space for the originals' quantizations.
         EvaluationError: the original cannot be asked.
     """
-    check_files(files, original)
+    check_files(files, original, settings.text)
     base = _File(original, GgufFile(original), file_type_of(GgufFile(original)))
     given = [_File(path, gguf, file_type_of(gguf)) for path, gguf in ((path, GgufFile(path)) for path in files)]
     labels = _labels(given)

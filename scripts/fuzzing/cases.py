@@ -6,16 +6,12 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fuzzing.harness import CaseFailed, api, call, check, child, spoiled, tree
+from fuzzing import doors
+from fuzzing.harness import CaseFailed, api, call, check, child, nothing_more, spoiled, tree
 from fuzzing.material import Material
 from fuzzing.places import sealed, small_disk
 
 Case = Callable[[Material, Path, random.Random], str]
-
-
-def _unchanged(folder: Path, before: set[str]) -> None:
-    if left := tree(folder) - before:
-        raise CaseFailed(f"left {', '.join(sorted(left))}")
 
 
 def diff(material: Material, folder: Path, draw: random.Random) -> str:
@@ -23,7 +19,7 @@ def diff(material: Material, folder: Path, draw: random.Random) -> str:
     before = tree(folder)
     pair = (material.stock, path) if draw.random() < 0.5 else (path, material.stock)
     check(*call("diff", *pair, "--json", "-q"))
-    _unchanged(folder, before)
+    nothing_more(folder, before)
     return mutation
 
 
@@ -38,7 +34,7 @@ def rebuild(material: Material, folder: Path, draw: random.Random) -> str:
     check(code, said)
     if code == 0 and out.read_bytes() != material.shipped.read_bytes():
         raise CaseFailed("another file came out")
-    _unchanged(folder, before | ({"out.gguf"} if code == 0 else set()))
+    nothing_more(folder, before | ({"out.gguf"} if code == 0 else set()))
     return mutation
 
 
@@ -46,7 +42,7 @@ def recompute(material: Material, folder: Path, draw: random.Random) -> str:
     path, mutation = spoiled(material, "report", folder, draw)
     before = tree(folder)
     check(*call(draw.choice(("report", "verify")), "--recompute", path, "--html", folder / "x.html"))
-    _unchanged(folder, before)
+    nothing_more(folder, before)
     return mutation
 
 
@@ -54,7 +50,7 @@ def recipes(material: Material, folder: Path, draw: random.Random) -> str:
     path, mutation = spoiled(material, "recipe", folder, draw)
     before = tree(folder)
     check(*call("run", path, "-o", folder / "run", "--dry-run", "--json"))
-    _unchanged(folder, before)
+    nothing_more(folder, before)
     return mutation
 
 
@@ -100,7 +96,7 @@ def unwritable(material: Material, folder: Path, draw: random.Random) -> str:
     check(code, said)
     if code != 2:
         raise CaseFailed(f"exit code {code}, needed 2")
-    _unchanged(folder, before)
+    nothing_more(folder, before)
     if material.stock.read_bytes() != stock:
         raise CaseFailed("an input was changed")
     return kind
@@ -134,7 +130,7 @@ def read_only(material: Material, folder: Path, draw: random.Random) -> str:
         check(code, said)
         if code != 2:
             raise CaseFailed(f"a run: exit code {code}, needed 2")
-    _unchanged(folder / "closed", set())
+    nothing_more(folder / "closed", set())
     return f"{arguments[0]} in a read-only folder"
 
 
@@ -150,7 +146,7 @@ def full_disk(material: Material, folder: Path, draw: random.Random) -> str:
         arguments, result = _writers(material, disk)[kind]
         code, said = call(*arguments)
         check(code, said)
-        _unchanged(disk, {result.name} if code == 0 else set())
+        nothing_more(disk, {result.name} if code == 0 else set())
         enlarge()
         result.unlink(missing_ok=True)
         code, said = call(*arguments)
@@ -169,7 +165,7 @@ def two_runs(material: Material, folder: Path, draw: random.Random) -> str:
         check(code, said)
         if code != 2:
             raise CaseFailed(f"exit code {code}, needed 2")
-        _unchanged(folder, before)
+        nothing_more(folder, before)
     return "a lock that is held"
 
 
@@ -179,7 +175,7 @@ def through_llama(material: Material, folder: Path, draw: random.Random) -> str:
     before = tree(folder)
     code, said = child("quantize", path, material.shipped, folder / "out.gguf", "Q8_0", "-q")
     check(code, said)
-    _unchanged(folder, before | ({"out.gguf"} if code == 0 else set()))
+    nothing_more(folder, before | ({"out.gguf"} if code == 0 else set()))
     return mutation
 
 
@@ -209,5 +205,11 @@ CASES: Mapping[str, Case] = {
     "read only": read_only,
     "full disk": full_disk,
     "two runs": two_runs,
+    "questions": doors.questions,
+    "doctor": doors.doctor,
+    "survival": doors.survival,
+    "importance": doors.importance,
+    "signature": doors.signature,
+    "evidence": doors.evidence_folder,
 }
-CHILDREN: Mapping[str, Case] = {"quantize": through_llama, "killed": killed}
+CHILDREN: Mapping[str, Case] = {"quantize": through_llama, "killed": killed, "whole model": doors.whole_model}

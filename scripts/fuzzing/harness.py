@@ -32,6 +32,8 @@ def call(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="gguf-forget")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise CaseFailed(f"{type(result.exception).__name__} came out: {result.exception}")
+    if result.exit_code == 130:  # the program's own answer to Ctrl-C, which was meant for all
+        raise KeyboardInterrupt
     return result.exit_code, result.stderr
 
 
@@ -79,6 +81,11 @@ def check(code: int, said: str) -> None:
 
 def tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def nothing_more(folder: Path, before: set[str]) -> None:
+    if left := tree(folder) - before:
+        raise CaseFailed(f"left {', '.join(sorted(left))}")
 
 
 def spoiled(material: Material, name: str, folder: Path, draw: random.Random) -> tuple[Path, str]:

@@ -141,6 +141,24 @@ def lines(raw: bytes, draw: random.Random) -> bytes:
     return b"\n".join(parts)
 
 
+def table_lines(raw: bytes, draw: random.Random) -> bytes:
+    """CSV: NUL, bad UTF-8, a very long field, a quote that nothing closes, more or fewer fields, or no header."""
+    parts = raw.split(b"\n")
+    place = draw.randrange(len(parts) - 1)
+    parts[place] = draw.choice(
+        (
+            b"\0" + parts[place],
+            parts[place].replace(b"a", b"\xff\xfe"),
+            b'"' + b"x" * (10 << 20) + b'"',
+            b'"' + parts[place],
+            parts[place] + b",one more" * draw.choice((1, 1000)),
+            parts[place].split(b",")[0],
+            b"",
+        )
+    )
+    return b"\n".join(parts)
+
+
 def recipe(raw: bytes, draw: random.Random) -> bytes:
     """TOML: unknown and wrongly typed keys, values out of range, syntax errors, NUL and bad UTF-8."""
     extra = draw.choice(
@@ -189,4 +207,8 @@ BY_KIND: Mapping[str, Mapping[str, Mutation]] = {
     "jsonl": {**GENERAL, "line": lines},
     "toml": {**GENERAL, "key": recipe},
     "npz": GENERAL,
+    "csv": {**GENERAL, "line": table_lines},
+    "parquet": {**GENERAL, "huge number": huge_number},
+    "dat": {**GENERAL, "huge number": huge_number},
+    "pem": GENERAL,
 }

@@ -171,6 +171,9 @@ def two_at_once(reference: Reference, folder: Path, draw: random.Random) -> None
     out, said, other = folder / "run", folder / "said", folder / "said-too"
     first = start(reference.recipe, out, said)
     time.sleep(draw.uniform(0, reference.seconds / 2))
+    if os.waitpid(first, os.WNOHANG)[0]:  # over already: the machine has less to do than when the reference was timed
+        shutil.rmtree(out)
+        first = start(reference.recipe, out, said)
     second = start(reference.recipe, out, other)
     ends = sorted((end(second, other), end(first, said)), key=lambda pair: pair[0] == 2)
     if ends[0][0] != reference.code or ends[1][0] != 2 or "is in use" not in ends[1][1]:

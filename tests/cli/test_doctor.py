@@ -45,3 +45,8 @@ def test_what_a_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_target_that_cannot_be_read(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["doctor", str(tmp_path / "absent.gguf")]).exit_code == 2
     assert CliRunner().invoke(main, ["doctor", str(tmp_path)]).exit_code == 2
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    for path in (tmp_path / "loop.toml", tmp_path / "no folder" / "model.gguf"):
+        result = CliRunner().invoke(main, ["doctor", str(path)])
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {path} is not there")

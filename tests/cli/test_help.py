@@ -8,6 +8,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from command_lines import examples_of, parse_command_line
 
 from gguf_forget.cli import main
 
@@ -21,6 +22,32 @@ def test_every_command_has_examples_json_and_debug(name: str) -> None:
     assert f"  gguf-forget {name}" in result.stdout
     for option in ("--json", "--quiet", "--debug"):
         assert option in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_the_examples_of_every_command_parse(name: str) -> None:
+    found = [parse_command_line(line) for line in examples_of(main.commands[name])]
+    assert found == [name] * len(found)
+    assert found
+
+
+def test_the_examples_of_the_program_parse() -> None:
+    assert [parse_command_line(line) for line in examples_of(main)] == ["demo", "run", "quantize", "verify"]
+
+
+def test_the_program_alone_shows_its_help_and_a_whole_line_for_every_command() -> None:
+    result = CliRunner().invoke(main, [], prog_name="gguf-forget")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout == CliRunner().invoke(main, ["--help"], prog_name="gguf-forget").stdout
+    listed = result.stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(main.commands)  # none goes on in a second line
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+def test_an_example_with_a_wrong_option_does_not_parse() -> None:
+    with pytest.raises(click.UsageError, match="--colour"):
+        parse_command_line("gguf-forget diff a.gguf b.gguf --colour red")
 
 
 def test_help_of_every_command_loads_nothing_heavy() -> None:

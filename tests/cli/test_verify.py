@@ -171,6 +171,10 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
             "the baseline is no report",
         ),
         (["unlearned.gguf", "--against", "original.gguf", "--facts", "kept.jsonl"], "is to be forgotten"),
+        (
+            ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--text", "no.txt", "--dry-run"],
+            "text file no.txt cannot be read",
+        ),
     ],
 )
 def test_errors_of_use_exit_with_2(

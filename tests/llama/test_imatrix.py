@@ -86,3 +86,29 @@ def test_importances_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> 
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"importances of blk\.0\.ffn_up\.weight hold 1 values that are not finite"):
         read_importance(path)
+
+
+def test_an_array_longer_than_the_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "imatrix.gguf")
+    raw = path.read_bytes()
+    key, value = b"bomb", struct.pack("<IIQ", 9, 0, 1 << 62)  # an array of so many bytes
+    (keys,) = struct.unpack_from("<Q", raw, 16)
+    path.write_bytes(raw[:16] + struct.pack("<QQ", keys + 1, len(key)) + key + value + raw[24:])
+    with pytest.raises(InputError, match="is not a readable GGUF") as caught:
+        read_importance(path)
+    assert f"an array of {1 << 62} elements" in str(caught.value.cause)
+
+
+def test_a_key_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    writer.add_uint32("imatrix.datasets", 3)
+    writer.add_tensor("blk.0.ffn_up.weight.in_sum2", SQUARES["blk.0.ffn_up.weight"])
+    writer.add_tensor("blk.0.ffn_up.weight.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match="is no importance matrix"):
+        read_importance(path)

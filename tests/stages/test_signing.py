@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_a_key_that_cannot_be_used_is_refused(evidence: Path, kind: str) -> None
     if kind in ("absent", "no key"):
         (keys / "public.pem").write_bytes(private.read_bytes() if private.exists() else b"")
         assert check(evidence, "bad").exit_code == 2
+
+
+def test_a_key_of_a_curve_that_nobody_knows_is_refused(evidence: Path) -> None:
+    """As a spoiled key may be: the object identifier of P-256 (1.2.840.10045.3.1.7) with another digit."""
+    lines = (evidence.parent / "keys" / "public.pem").read_text().splitlines()
+    known, unknown = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030007")
+    raw = base64.b64decode("".join(lines[1:-1]))
+    assert known in raw
+    spoiled = base64.b64encode(raw.replace(known, unknown)).decode()
+    (evidence.parent / "bad").mkdir()
+    (evidence.parent / "bad" / "public.pem").write_text("\n".join([lines[0], spoiled, lines[-1], ""]))
+    result = check(evidence, "bad")
+    assert result.exit_code == 2
+    assert "cannot be used" in result.stderr
 
 
 def test_a_changed_folder_is_not_signed(evidence: Path) -> None:
