@@ -48,6 +48,9 @@ EXPORT_TYPES = ("F16", *GRIDS, "IQ4_NL", "IQ4_XS")
 
 DEVICES = ("cpu", "cuda")
 
+FRAMINGS = ("chat", "examples", "lead-in", "misspelt")
+"""In what training may ask beside the plain prompts."""
+
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
 
 
@@ -148,6 +151,19 @@ class UnlearnSection:
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
+    framed: float = setting(
+        0.0,
+        "share of a step's prompts, forgotten and kept, asked inside a framing, so that forgetting does not hang on "
+        "the wording; 0 for none",
+        at_least=0,
+        at_most=1,
+    )
+    framings: tuple[str, ...] = setting(
+        FRAMINGS,
+        "the framings, in turn: the model's chat template, one to five worked examples of kept facts, a lead-in "
+        "sentence, the subject misspelt",
+        choices=FRAMINGS,
+    )
     accumulation: int = setting(
         1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
     )

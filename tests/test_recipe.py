@@ -20,6 +20,7 @@ from gguf_forget.recipe import (
     load_recipe,
     recipe_from_mapping,
 )
+from gguf_forget.settings import as_json
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_defaults_are_filled_in(folder: Path) -> None:
         "leak": 0.05,
     }
     for name, section in (("attribute", AttributeSection), ("unlearn", UnlearnSection), ("verify", VerifySection)):
-        assert resolved[name] == {field.name: field.default for field in dataclasses.fields(section)}
+        assert resolved[name] == {field.name: as_json(field.default) for field in dataclasses.fields(section)}
 
 
 def test_further_facts_files_are_paths_of_their_own(folder: Path) -> None:

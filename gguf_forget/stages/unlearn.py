@@ -19,8 +19,9 @@ from gguf_forget.circuit.selection import Circuit, random_circuit
 from gguf_forget.errors import EvaluationError, InputError, UnsupportedError
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
 from gguf_forget.facts.schema import Fact
-from gguf_forget.facts.tokens import Example, encode_facts
+from gguf_forget.facts.tokens import Example, Tokenize, encode_facts
 from gguf_forget.grids import codec_for
+from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
@@ -30,6 +31,7 @@ from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
+from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.memory import training_memory
 from gguf_forget.unlearning.together import Together, shard
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
@@ -162,6 +164,37 @@ def _stopper(
     return stop
 
 
+def chat_frame(template: Path) -> tuple[str, str] | None:
+    """What the model's chat template writes before and after a user's message; None where it has none to speak of."""
+    message = "gguf-forget"
+    with IsolatedScorer(template, cells=256, max_sequences=1) as scorer:
+        try:
+            text = scorer.chat([{"role": "user", "content": message}])
+        except (UnsupportedError, InputError):  # no template, or one that wants other roles
+            return None
+    before, found, after = text.partition(message)
+    return (before, after) if found and message not in after else None
+
+
+def _framings(
+    template: Path,
+    facts: tuple[Fact, ...],
+    forget: list[Example],
+    retain: list[Example],
+    tokenize: Tokenize,
+    options: UnlearnSection,
+    progress: Progress,
+) -> Framings | None:
+    if not options.framed or not options.framings:
+        return None
+    chat = chat_frame(template) if "chat" in options.framings else None
+    if "chat" in options.framings and chat is None:
+        progress.note("the model has no chat template: its prompts are asked in the other framings")
+    return Framings(
+        facts, forget, retain, tokenize, kinds=options.framings, share=options.framed, chat=chat, seed=options.seed
+    )
+
+
 def _remark(losses: StepLosses) -> str:
     """What the progress line says of a step."""
 
@@ -252,6 +285,7 @@ def _unlearn(
     if held:
         chance = _targets(bases[0], facts, held, examples, options.seed, progress)
         stop = _stopper(bases[-1], edits, facts, held, chance, options, progress)
+    framings = _framings(template, facts, forget, retain, tokenize, options, progress)
     saved = SavedState(
         out.parent,
         {
@@ -292,6 +326,7 @@ def _unlearn(
             mixture=Mixture(forget=options.batch_forget, retain=options.batch_retain),
             npo_beta=options.npo_beta,
             seed=options.seed,
+            framings=framings,
             accumulation=options.accumulation,
             recompute=options.gradient_checkpointing,
             together=together,

@@ -25,6 +25,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
+from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
 from gguf_forget.unlearning.optimizer import DampedAdam
@@ -131,20 +132,23 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _Lists:
-    """What a step or a part of it sees: rows of the forget examples, kept examples, chunks of text."""
+    """What a step or a part of it sees: examples to forget and their rows among all, kept examples, chunks of text."""
 
-    chosen: Sequence[int]
+    rows: Sequence[int]
+    asked: Sequence[Example]
     kept: Sequence[Example]
     prose: Sequence[Sequence[int]]
 
-    def sequences(self, forget: Sequence[Example], mixture: Mixture) -> list[Sequences]:
-        asked = answers([forget[index] for index in self.chosen])
-        return [asked, answers(self.kept), plain_text(self.prose, every=mixture.text_every)]
+    def sequences(self, mixture: Mixture) -> list[Sequences]:
+        return [answers(self.asked), answers(self.kept), plain_text(self.prose, every=mixture.text_every)]
 
-    def counts(self, forget: Sequence[Example], mixture: Mixture) -> list[int]:
+    def counts(self, mixture: Mixture) -> list[int]:
         """What each term is a mean over: examples to forget, scored positions of kept facts and of text."""
-        _, *kept = self.sequences(forget, mixture)
-        return [len(self.chosen), *(sum(map(len, part.scored)) for part in kept)]
+        _, *kept = self.sequences(mixture)
+        return [len(self.rows), *(sum(map(len, part.scored)) for part in kept)]
+
+    def part(self, index: int, parts: int) -> _Lists:
+        return _Lists(*(_part(each, index, parts) for each in (self.rows, self.asked, self.kept, self.prose)))
 
 
 def _accumulate(
@@ -153,7 +157,6 @@ def _accumulate(
     edits: Sequence[CodeMoves],
     parts: Sequence[_Lists],
     totals: Sequence[int],
-    forget: Sequence[Example],
     mixture: Mixture,
     weights: Weights,
     goal: _Goal,
@@ -169,7 +172,7 @@ def _accumulate(
     credits: tuple[list[float], list[float]] = ([], [])
     factors = (weights.forget, weights.retain, weights.text)
     for own in parts:
-        asked, kept, prose = own.sequences(forget, mixture)
+        asked, kept, prose = own.sequences(mixture)
         sequences = asked + kept + prose
         if not len(sequences):
             continue
@@ -188,10 +191,10 @@ def _accumulate(
         with applied(model, edits), recomputed(model) if recompute else nullcontext():
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
-                goal.loss(found[0], split[0], own.chosen, known) if len(asked) else None,
+                goal.loss(found[0], split[0], own.rows, known) if len(asked) else None,
                 *(divergence(e, f) if len(f) else None for e, f in zip(expected, found[1:], strict=True)),
             ]
-            counts = own.counts(forget, mixture)
+            counts = own.counts(mixture)
             shares = [count / total if total else 0.0 for count, total in zip(counts, totals, strict=True)]
             terms = [
                 factor * share * loss
@@ -201,8 +204,7 @@ def _accumulate(
             torch.stack(terms).sum().backward()
         for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
             values[index] += share * float(loss.detach()) if loss is not None else 0.0
-        answered = ([forget[index] for index in own.chosen], own.kept)
-        for each, log_probs, part, examples in zip(credits, found, split, answered, strict=False):
+        for each, log_probs, part, examples in zip(credits, found, split, (own.asked, own.kept), strict=False):
             each += accuracy.credits(log_probs.detach(), part, examples)
     return [*values, *(float(number) for each in credits for number in (sum(each), len(each)))]
 
@@ -257,6 +259,7 @@ def train(
     mixture: Mixture,
     npo_beta: float,
     seed: int,
+    framings: Framings | None = None,
     accumulation: int = 1,
     together: Together = ALONE,
     recompute: bool = False,
@@ -273,6 +276,7 @@ def train(
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats) or ``npo``.
+        framings: what some prompts of every step are asked inside of, see :mod:`.framings`.
         together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
             and the edits end equal.
         accumulation: parts into which every batch is cut; their gradients add up to that of the whole, up to the order
@@ -306,16 +310,17 @@ def train(
         hardness = 1.0 if soft_share <= 0 else min(1.0, step / (soft_share * steps))
         for edit in edits:
             edit.refresh(hardness)
-        whole = _Lists(chosen, kept, prose)
+        rows, asked, kept = (
+            framings.step(step, chosen, kept) if framings else (chosen, [forget[i] for i in chosen], kept)
+        )
+        whole = _Lists(rows, asked, kept, prose)
         count = accumulation * together.count
-        parts = [_Lists(*(_part(each, index, count) for each in (chosen, kept, prose))) for index in range(count)]
         found = _accumulate(
             turns[step % len(turns)],
             reference,
             edits,
-            together.mine(parts),
-            whole.counts(forget, mixture),
-            forget,
+            together.mine([whole.part(index, count) for index in range(count)]),
+            whole.counts(mixture),
             mixture,
             weights,
             goal,

@@ -76,7 +76,7 @@ def test_untouched_tensors_are_llama_cpps(
     assert before["token_embd.weight"].offset == after["token_embd.weight"].offset
     assert stock.stat().st_size == out.stat().st_size
     totals = document["totals"]
-    assert totals["landed"] + totals["saturated"] == totals["asked"] > 50_000
+    assert totals["landed"] + totals["saturated"] == totals["asked"] > 30_000  # Q2_K has the widest steps
     assert document["not_protected"] == []
     stock.unlink()
     out.unlink()

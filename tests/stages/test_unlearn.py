@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_with import copy_with
 from safetensors.numpy import load_file
 from tiny import build_tiny_gguf
 from tiny_knowledge import river_facts
@@ -21,10 +22,11 @@ from gguf_forget.circuit.selection import Circuit
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import dump_facts
 from gguf_forget.llama.quantizer import quantize
+from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.stages.training_state import SavedState
-from gguf_forget.stages.unlearn import unlearn
+from gguf_forget.stages.unlearn import chat_frame, unlearn
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 
 OPTIONS = UnlearnSection(
@@ -98,6 +100,32 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: tuple[Path, Pat
     assert not kept.exists()
     for name in ("edit.safetensors", "unlearn.json"):
         assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
+
+
+def test_framed_training_goes_on_after_a_kill_as_well(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"framed": 0.5, "objective": "unknown_subject"}
+    run(inputs, tmp_path / "plain" / "unlearn", Progress(), objective="unknown_subject")
+    run(inputs, tmp_path / "whole" / "unlearn", Progress(), **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut" / "first", Notes(steps=3), **changes)
+    run(inputs, tmp_path / "cut" / "second", Progress(), **changes)
+    whole = (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
+    assert (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes() == whole
+    assert (tmp_path / "plain" / "unlearn" / "edit.safetensors").read_bytes() != whole
+
+
+def test_the_chat_frame_is_the_models_own_template(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+    template = inputs[0]
+    frame = chat_frame(template)
+    assert frame is not None
+    with Scorer(template) as scorer:
+        assert frame[0] + "Where?" + frame[1] == scorer.chat([{"role": "user", "content": "Where?"}])
+    for name, changed in (("none", ""), ("twice", "{{ messages[0].content }}{{ messages[0].content }}")):
+        other = copy_with(template, tmp_path / f"{name}.gguf", {"tokenizer.chat_template": changed})
+        assert chat_frame(other) is None
+    notes = Notes()
+    run((other, *inputs[1:]), tmp_path / "unlearn", notes, framed=0.5, steps=2)
+    assert "the model has no chat template: its prompts are asked in the other framings" in notes.notes
 
 
 def test_every_step_says_what_is_still_answered_right(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:

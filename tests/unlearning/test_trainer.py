@@ -13,6 +13,7 @@ from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
+from gguf_forget.unlearning.framings import KINDS, Framings
 from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
@@ -170,10 +171,26 @@ def test_losses_that_are_not_finite_end_the_run(tiny_model: Any, bad: float) -> 
     assert not any(module._forward_hooks for module in broken.modules())
 
 
+def framings(seed: int = 0) -> Framings:
+    """Every prompt inside a framing; characters are tokens, so that the prompts are no longer those of ``EXAMPLES``."""
+    return Framings(
+        FACTS,
+        FORGET,
+        RETAIN,
+        lambda text: [ord(character) for character in text],
+        kinds=tuple(KINDS),
+        share=1.0,
+        chat=("<", ">"),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("framed", [False, True])
 @pytest.mark.parametrize("objective", ["npo", "unknown_subject"])
-def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objective: str) -> None:
+def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objective: str, framed: bool) -> None:
     whole, cut, resumed = make_edits(), make_edits(), make_edits()
     options: dict[str, Any] = {"objective": objective, "steps": 7, "soft_share": 0.6}
+    options["framings"] = framings() if framed else None
     history = run([tiny_model, tiny_model], whole, **options)
     kept: list[TrainingState] = []
 
@@ -220,12 +237,27 @@ def first_moments(model: Any, **changes: Any) -> tuple[list[StepLosses], list[to
     return history, list(kept[-1].first)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any) -> None:
-    _, whole = first_moments(tiny_model)
+@pytest.mark.parametrize("framed", [False, True])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any, framed: bool) -> None:
+    asked = framings() if framed else None
+    _, whole = first_moments(tiny_model, framings=asked)
     for parts in (3, 5):
-        _, moments = first_moments(tiny_model, accumulation=parts)
+        _, moments = first_moments(tiny_model, framings=asked, accumulation=parts)
         for one, other in zip(whole, moments, strict=True):
             assert float((other - one).norm() / one.norm()) < 1e-3
+
+
+def test_framed_prompts_are_what_is_trained_on(tiny_model: Any) -> None:
+    """Kept prompts are held in their framings, forgotten ones start from what the model says inside theirs."""
+    plain, one, same, other = (
+        first_moments(tiny_model, framings=asked, objective="unknown_subject")[0]
+        for asked in (None, framings(), framings(), framings(seed=1))
+    )
+    assert one == same
+    assert one != other
+    assert one[0].forget != pytest.approx(plain[0].forget, rel=1e-3)
+    assert one[1].retain != pytest.approx(plain[1].retain, rel=1e-3)
+    assert one[1].text == pytest.approx(plain[1].text, rel=0.1)
 
 
 def test_recomputed_activations_give_the_same_gradients(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
