@@ -160,15 +160,17 @@ def patch_tensor(
             delta, blocks = delta[touched], blocks[touched]
         matrix = start // (stock.rows // stock.matrices)
         own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
-        weights = unlearned.weights(start, stop)
-        if touched.size < stop - start:
-            weights = weights[touched]
+
+        def weights() -> np.ndarray:
+            whole = unlearned.weights(start, stop)
+            return whole if touched.size == stop - start else whole[touched]
+
         if codec is not None:
             counts = own if diagonal is None else diagonal
-            wanted = weights if options.aim == "weights" else None
+            wanted = weights() if options.aim == "weights" else None
             new, values, done = _on_the_grid(codec, blocks, delta, wanted, feedback, counts, options)
         else:
-            new, values, done = _anew(stock, blocks, weights, delta, own)
+            new, values, done = _anew(stock, blocks, weights(), delta, own)
         done.check = written_rows(descriptor, stock, start + touched, new, values)
         return done
 

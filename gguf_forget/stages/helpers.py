@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ def together(count: int, device: str, function: Callable[..., None], arguments: 
             process.start()
         torch.set_num_threads(own)
         try:
+            _await(reasons, others)
             with joined(0, count, meeting, torch_device(device, 0)) as alone:
                 yield alone
             for process in others:
@@ -73,12 +75,21 @@ def _other(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and ends the others
     torch.set_num_threads(threads)
     try:
-        with joined(index, count, meeting, torch_device(device, index)) as others:
+        own = torch_device(device, index)
+        (reasons / f"{index}.ready").touch()
+        with joined(index, count, meeting, own) as others:
             function(*arguments, others)
     except Exception as error:
         text = error.message if isinstance(error, GgufForgetError) else f"{type(error).__name__}: {error}"
         (reasons / f"{index}.txt").write_text(text, encoding="utf-8")
         sys.exit(1)
+
+
+def _await(reasons: Path, others: list[Any]) -> None:
+    """Until all have started: who waits for one that never comes to the meeting would wait for days."""
+    while not all((reasons / f"{index}.ready").exists() for index in range(1, len(others) + 1)):
+        _check(reasons, others)
+        time.sleep(0.02)
 
 
 def _check(reasons: Path, others: list[Any], error: Exception | None = None) -> None:

@@ -102,8 +102,12 @@ def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list
 def _bytes_needed(bases: list[Any], edits: list[CodeMoves], options: UnlearnSection) -> int:
     mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
     answers = (mixture.forget + mixture.retain) * ANSWER_TOKENS
+    parameters = bases[0].num_parameters()
+    if options.shard:  # embeddings and output stay whole
+        layers = sum(weights.numel() for weights in bases[0].model.layers.parameters())
+        parameters -= layers - layers // options.processes
     return training_memory(
-        parameters=bases[0].num_parameters() // (options.processes if options.shard else 1),
+        parameters=parameters,
         bases=len(bases),
         circuit_weights=sum(edit.step.numel() for edit in edits),
         positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every)

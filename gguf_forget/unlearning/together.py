@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 Part = TypeVar("Part")
-PATIENCE = timedelta(days=7)  # a process that ends is noticed at once; a slow one is not given up
+PATIENCE = timedelta(days=7)  # once they have met, a process that ends is noticed at once; a slow one is not given up
 
 
 @dataclass(frozen=True)

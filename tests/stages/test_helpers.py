@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_processes import add_own, fail, share_a_model, tiny_llama, vanish
+from other_processes import Gone, add_own, fail, share_a_model, tiny_llama, vanish
 
 from gguf_forget.errors import EvaluationError
 from gguf_forget.stages.helpers import together
@@ -47,6 +47,7 @@ def test_alone_there_is_nobody_to_ask() -> None:
     [
         (fail, ("the other has no such file",), "process 1 of 2 ended with code 1", "the other has no such file"),
         (vanish, (), "process 1 of 2 ended with code 7", None),
+        (vanish, (Gone(),), "process 1 of 2 ended with code 9", None),
     ],
 )
 def test_a_process_that_fails_ends_the_others(
