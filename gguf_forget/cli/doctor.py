@@ -15,9 +15,10 @@ from gguf_forget.cli.common import common, guarded
 @click.argument("target", metavar="[MODEL | RECIPE]", required=False, type=click.Path(path_type=Path))
 @common
 def doctor(target: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Show versions, processor features, the converter, and memory and disk, free and needed.
+    """Show versions, processor features, the converter, memory and disk, free and needed; try llama.cpp out.
 
-    MODEL is a GGUF, RECIPE a .toml. Exit code 2 where memory or disk is not enough.
+    MODEL is a GGUF, RECIPE a .toml. Exit code 2 where memory or disk is not enough, 3 where llama.cpp does not
+    compute right on this machine.
 
     \b
     Examples:
@@ -33,6 +34,8 @@ def doctor(target: Path | None, dry_run: bool, as_json: bool, quiet: bool, debug
             click.echo(json.dumps(document, indent=2, sort_keys=True))
         else:
             _print(document)
+        if not document["self_check"]["passed"]:
+            return 3
         return 2 if _lacking(document) else 0
 
     guarded(work, debug=debug)
@@ -55,6 +58,10 @@ def _print(document: dict[str, Any]) -> None:
     click.echo(f"Python {machine['python']}, {machine['system']}, {processor['name']}, {processor['cores']} cores")
     click.echo(f"features: {' '.join(processor['features']) or 'unknown'}")
     click.echo(f"llama.cpp: {machine['llama.cpp']}")
+    check = document["self_check"]
+    click.echo(f"self-check: {check['error'] or 'llama.cpp computes right on this machine'}")
+    if check["hint"]:
+        click.echo(f"hint: {check['hint']}")
     click.echo(f"converter: {document['converter'] or 'fetched with pip when a directory is first converted'}")
     needed = f", {memory['needed_at_least']:,} bytes needed at least" if "needed_at_least" in memory else ""
     free = "unknown" if memory["free"] is None else f"{memory['free']:,} bytes"

@@ -22,6 +22,12 @@ from .worker import read_frame, write_frame
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gguf_forget.llama.worker import main; main()"
 _LOG_LINES, _LOG_BYTES = 3, 4096  # of what the child printed last, quoted in the error
+# GCC drops all but eight bytes of the tile configuration that llama.cpp's AMX kernels load: its inline assembly claims to
+# read no more of it. Without them the processor calls the next tile instruction illegal.
+REBUILD = (
+    "compile it here again: CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ "
+    "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+)
 _SECONDS_TO_DIE = 10.0  # a child that closed its pipes needs less, even to write a core file
 
 
@@ -135,4 +141,6 @@ def _ending(code: int | None) -> str:
 def _hint(code: int | None) -> str:
     if code == -signal.SIGKILL:
         return "the system ends processes so when memory runs out: free some, or lower cells or batch"
+    if code == -signal.SIGILL:
+        return f"this llama.cpp was compiled for another processor, or wrongly; {REBUILD}"
     return "the file may be damaged, or hold what this version of llama.cpp does not expect: try it in llama.cpp itself"

@@ -13,7 +13,7 @@ from gguf_forget.report import html_plots
 from gguf_forget.report.file_report import KIND as FILES_KIND
 from gguf_forget.report.file_report import MEMORISATION
 from gguf_forget.report.leaks import leaks_of
-from gguf_forget.report.terminal import COLUMNS, explanation, not_judged, number
+from gguf_forget.report.terminal import COLUMNS, explanation, gate_value, not_judged, number
 
 MOODS = {"passed": "good", "failed": "bad"}
 LIMITS = (
@@ -146,9 +146,7 @@ def _markup(svg: str) -> Any:
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [
-        {**gate, "number": number(gate["value"], 3), "mood": MOODS.get(gate["status"], "unsure")} for gate in gates
-    ]
+    shown = [{**gate, "number": gate_value(gate), "mood": MOODS.get(gate["status"], "unsure")} for gate in gates]
     held = [gate for gate in shown if gate["status"] == "passed"]
     return {"passed": len(held), "held": held, "others": [gate for gate in shown if gate["status"] != "passed"]}
 

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from typing import Any
 
+from gguf_forget.report.terminal import gate_value
+
 # Gate status -> JUnit element; a gate that passed has none.
 ELEMENTS = {
     "failed": "failure",
@@ -27,7 +29,7 @@ def junit_xml(report: Mapping[str, Any]) -> str:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _plain(label), **_counts(gates)})
         for gate in gates:
             case = ElementTree.SubElement(suite, "testcase", {"classname": _plain(label), "name": _plain(gate["name"])})
-            value = "no value" if gate["value"] is None else f"{gate['value']:.4f}"
+            value = "no value" if gate["value"] is None else gate_value(gate)
             message = f"{value}, needed {gate['bound']}"
             element = ELEMENTS.get(gate["status"])
             if element is None:

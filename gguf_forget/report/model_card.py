@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf_forget.report.terminal import not_judged, number
+from gguf_forget.report.terminal import gate_value, not_judged, number
 
 TAGS = ("unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized")
 COLUMNS = (
@@ -118,7 +118,7 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
         [
             gate["file_type"],
             gate["name"],
-            number(gate["value"], 3),
+            gate_value(gate),
             gate["bound"],
             gate["status"],
             gate["detail"],

@@ -13,6 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gguf_forget.verification.gates import TOLERANCE
+
 NARROWEST = 110  # columns; a narrower pipe gets lines of this length rather than a broken table
 COLUMNS = (
     # heading, key of the row, decimals
@@ -122,11 +124,24 @@ def number(value: Any, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
+def gate_value(gate: Mapping[str, Any]) -> str:
+    """A gate's value with three decimals, or as many more as keep it on its side of the bounds."""
+    value, low, high = gate["value"], gate["low"], gate["high"]
+    if value is None:
+        return number(None, 3)
+
+    def holds(shown: float) -> bool:
+        return (low is None or shown >= low - TOLERANCE) and (high is None or shown <= high + TOLERANCE)
+
+    decimals = next((d for d in range(3, 9) if holds(round(value, d)) == holds(value)), 9)
+    return number(value, decimals)
+
+
 def print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
     """Each gate with its value, bound and detail."""
     for gate in gates:
         mark, colour = MARKS.get(gate["status"], ("?", "yellow"))
-        compared = f"{number(gate['value'], 3)}, needed {gate['bound']}"
+        compared = f"{gate_value(gate)}, needed {gate['bound']}"
         if gate["value"] is None and gate["low"] is None and gate["high"] is None:
             compared = gate["status"]
         line = Text(mark, style=colour)

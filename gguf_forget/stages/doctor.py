@@ -10,8 +10,9 @@ from typing import Any
 
 from gguf_forget.checkpoint.convert import PROGRAM, cache_directory
 from gguf_forget.checkpoint.stored import stored_tensors
-from gguf_forget.errors import InputError
+from gguf_forget.errors import EvaluationError, InputError, LlamaError
 from gguf_forget.llama.quantizer import plan_file
+from gguf_forget.llama.self_check import self_check
 from gguf_forget.recipe import Recipe, load_recipe
 from gguf_forget.stages.machine import environment, tool_versions
 
@@ -20,7 +21,7 @@ COPIES = 3  # of each exported type: stock, unlearned, and the unlearned weights
 
 
 def doctor(target: Path | None) -> dict[str, Any]:
-    """Versions, environment, converter, memory and disk. ``target``: a GGUF, a recipe (.toml), or None.
+    """Versions, environment, llama.cpp's self-check, converter, memory and disk. ``target``: a GGUF, a recipe (.toml), or None.
 
     Raises InputError for a target that cannot be read.
     """
@@ -32,6 +33,7 @@ def doctor(target: Path | None) -> dict[str, Any]:
         "schema_version": 1,
         "tools": tool_versions(),
         "environment": environment(),
+        "self_check": _self_check(),
         "converter": str(converter) if converter.is_file() else None,
         "memory": {"free": free_memory()},
         "disk": {"folder": str(folder), "free": shutil.disk_usage(folder).free},
@@ -48,6 +50,14 @@ def doctor(target: Path | None) -> dict[str, Any]:
     document["memory"]["needed_at_least"] = BYTES_A_WEIGHT * weights
     document["disk"]["needed"] = disk_needed(model, weights, types, recipe)
     return document
+
+
+def _self_check() -> dict[str, Any]:
+    try:
+        self_check()
+    except (EvaluationError, LlamaError) as error:
+        return {"passed": False, "error": error.message, "hint": error.hint}
+    return {"passed": True, "error": None, "hint": None}
 
 
 def disk_needed(model: Path, weights: int, types: Sequence[str], recipe: Recipe | None) -> int:

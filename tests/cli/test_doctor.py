@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from tiny_shapes import shape_weights, write_shape
 
 from gguf_forget.cli import main
+from gguf_forget.errors import EvaluationError
 from gguf_forget.stages import doctor
 
 
@@ -20,6 +21,19 @@ def test_what_is_here() -> None:
     assert {"torch", "llama-cpp-python"} <= found["tools"].keys()
     assert found["disk"]["free"] > 0
     assert "needed" not in found["disk"]
+    assert found["self_check"] == {"passed": True, "error": None, "hint": None}
+
+
+def test_a_llama_that_does_not_run_here_is_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise EvaluationError("llama.cpp's process was ended by SIGILL", hint="compile it")
+
+    monkeypatch.setattr(doctor, "self_check", fail)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 3
+    assert "self-check: llama.cpp's process was ended by SIGILL\nhint: compile it\n" in result.stdout
+    assert "disk: " in result.stdout
+    assert json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)["self_check"]["passed"] is False
 
 
 def test_what_a_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

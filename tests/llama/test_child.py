@@ -134,6 +134,7 @@ def test_values_that_are_not_finite_stay_an_evaluation_error(tiny_model: Path, t
         (llama_faults.abort_in_llama, (), "SIGABRT", "ggml/src/some.cpp:7: GGML_ASSERT(x > 0) failed"),
         (llama_faults.segmentation_fault, (), "SIGSEGV", None),
         (signal.raise_signal, (signal.SIGKILL,), "SIGKILL", None),
+        (signal.raise_signal, (signal.SIGILL,), "SIGILL", None),
         (llama_faults.print_and_leave, (), "ended with code 7", "on stdout"),
     ],
 )
@@ -145,6 +146,7 @@ def test_every_death_is_told(
         run_in_child(function, *arguments)
     assert caught.value.cause == cause
     assert ("memory runs out" in str(caught.value.hint)) == (message == "SIGKILL")
+    assert ("compile it here again" in str(caught.value.hint)) == (message == "SIGILL")
     assert children() == before
 
 

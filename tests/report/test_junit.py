@@ -26,7 +26,7 @@ def test_a_suite_a_file_and_a_case_a_gate() -> None:
     failure = first[1].find("failure")
     assert first[1].attrib["name"] == "accuracy <&>"
     assert failure is not None
-    assert failure.attrib["message"] == "failed: 0.9000, needed ≤ 0.3"
+    assert failure.attrib["message"] == "failed: 0.900, needed ≤ 0.3"
     assert failure.text == "n = 38"
     error = second[0].find("error")
     assert error is not None

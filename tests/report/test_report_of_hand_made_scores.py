@@ -14,7 +14,7 @@ import yaml
 from gguf_forget.errors import InputError
 from gguf_forget.report.document import build_report, content_hash
 from gguf_forget.report.model_card import build_model_card
-from gguf_forget.report.terminal import print_report
+from gguf_forget.report.terminal import gate_value, print_report
 
 
 def group(relation: str, split: str, held_out: bool, n: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -224,6 +224,25 @@ def test_the_page_gives_the_verdict_first_then_table_gates_and_chance_levels() -
     assert "? Q4_K_M  perplexity ratio: –, needed ≤ 1.03" in text
     assert "chance 0.25" in text
     assert "chance 0.50" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (0.0204, None, 0.02, "0.0204"),  # failed; 0.020 would look as if it held
+        (0.02, None, 0.02, "0.020"),
+        (0.0296, None, 0.03, "0.030"),
+        (0.82 - 0.85, -0.03, None, "-0.030"),
+        (0.29996, 0.30, 0.60, "0.29996"),
+        (0.5, 0.30, 0.60, "0.500"),
+        (0.0357, None, 0.0358, "0.0357"),  # holds; 0.036 would not
+        (None, None, 1.03, "–"),
+    ],
+)
+def test_a_value_is_shown_on_its_side_of_the_bound(
+    value: float | None, low: float | None, high: float | None, shown: str
+) -> None:
+    assert gate_value({"value": value, "low": low, "high": high}) == shown
 
 
 def test_the_table_is_plain_and_whole_in_a_pipe() -> None:
