@@ -35,7 +35,7 @@ class ScorerOptions(TypedDict, total=False):
     max_sequences: int
     gpu_layers: int
     tensor_split: Sequence[float]
-    exact_attention: bool
+    exact_attention: bool | None
     one_at_a_time: bool
 
 

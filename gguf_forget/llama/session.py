@@ -33,6 +33,9 @@ _DECODE_CODES = {
 }
 
 
+_FLOAT_FILE_TYPES = (None, "0", "1", "32")  # unknown, F32, F16, BF16
+
+
 class Session:
     """Owns a ``llama_model`` and, once there is work, a ``llama_context`` with one unified key-value cache.
 
@@ -43,7 +46,7 @@ class Session:
             sequences at a time, 1 … 256. More sequences than ``batch`` or ``cells`` are never used.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
         tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
-        exact_attention: float32 cache and no flash attention, instead of llama.cpp's own defaults.
+        exact_attention: no flash attention, instead of llama.cpp's own choice; None: for float files, and one at a time.
         one_at_a_time: whether callers are to decode every sequence alone, in an empty cache.
 
     Raises:
@@ -62,7 +65,7 @@ class Session:
         max_sequences: int,
         gpu_layers: int,
         tensor_split: Sequence[float],
-        exact_attention: bool,
+        exact_attention: bool | None,
         one_at_a_time: bool,
     ) -> None:
         self._context: Any = None
@@ -126,8 +129,16 @@ class Session:
                 f"{self.path} is not a plain decoder: encoder-decoder, recurrent and hybrid models "
                 "cannot share prefixes in the key-value cache"
             )
+        if self._exact_attention is None:
+            self._exact_attention = self.one_at_a_time or self._file_type() in _FLOAT_FILE_TYPES
         self._vocabulary = Vocabulary(self._model, self.path)
         self._sequence_ids = np.arange(self.max_sequences, dtype=np.int32)
+
+    def _file_type(self) -> str | None:
+        """What the file says it is, a number of ``llama_ftype``; None where it says nothing."""
+        text = ctypes.create_string_buffer(16)
+        found = self._library.llama_model_meta_val_str(self._model, b"general.file_type", text, len(text))
+        return text.value.decode() if found >= 0 else None
 
     def reserve(self, cells: int) -> None:
         """Have an empty cache of at least this many cells, at most ``cells`` of the session; never smaller again.
@@ -152,9 +163,10 @@ class Session:
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True  # one cell can then belong to many sequences
         parameters.no_perf = True
+        # Flash attention rounds keys and values to half precision by itself: a cache of it saves memory, not time.
+        parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
         if self._exact_attention:
             parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
         with captured_log() as log:
             self._context = library.llama_init_from_model(self._model, parameters)
         if not self._context:
