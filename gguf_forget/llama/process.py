@@ -22,8 +22,8 @@ from .worker import read_frame, write_frame
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gguf_forget.llama.worker import main; main()"
 _LOG_LINES, _LOG_BYTES = 3, 4096  # of what the child printed last, quoted in the error
-# GCC drops all but eight bytes of the tile configuration that llama.cpp's AMX kernels load: its inline assembly claims to
-# read no more of it. Without them the processor calls the next tile instruction illegal.
+# GCC drops all but eight bytes of the tile configuration that llama.cpp's AMX kernels load: its inline assembly claims
+# to read no more of it. Without them the processor calls the next tile instruction illegal.
 REBUILD = (
     "compile it here again: CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ "
     "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"

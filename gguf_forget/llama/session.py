@@ -46,7 +46,8 @@ class Session:
             sequences at a time, 1 … 256. More sequences than ``batch`` or ``cells`` are never used.
         gpu_layers: layers given to GPUs, where llama.cpp was built for one; −1: all.
         tensor_split: each GPU's share of them, in any unit; empty: llama.cpp decides.
-        exact_attention: no flash attention, instead of llama.cpp's own choice; None: for float files, and one at a time.
+        exact_attention: no flash attention, instead of llama.cpp's own choice; None: so for float files, and one at a
+            time.
         one_at_a_time: whether callers are to decode every sequence alone, in an empty cache.
 
     Raises:

@@ -21,8 +21,9 @@ COPIES = 3  # of each exported type: stock, unlearned, and the unlearned weights
 
 
 def doctor(target: Path | None) -> dict[str, Any]:
-    """Versions, environment, llama.cpp's self-check, converter, memory and disk. ``target``: a GGUF, a recipe (.toml), or None.
+    """Versions, environment, llama.cpp's self-check, converter, memory and disk.
 
+    ``target``: a GGUF, a recipe (.toml), or None.
     Raises InputError for a target that cannot be read.
     """
     converter = cache_directory() / PROGRAM
