@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import InputError
-from gguf_forget.facts.rows import Row, read_rows
+from gguf_forget.facts.rows import Row, listed, read_rows
 from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS
 
 LETTERS = "ABCDEFGHIJ"
@@ -94,7 +94,7 @@ def _format(row: Row) -> Callable[[dict[str, Any], str, str], SetItem]:
     if {"prompt", "answer"} <= keys:
         return _plain
     raise InputError(
-        f"{row.where}: keys {', '.join(sorted(keys)) or 'none'} fit no known set",
+        f"{row.where}: keys {listed(sorted(keys)) or 'none'} fit no known set",
         hint="needed: question, choices, answer (WMDP, MMLU); question, answer (TOFU, MUSE knowledge); prompt, gt "
         "(MUSE verbatim); or prompt, answer",
     )

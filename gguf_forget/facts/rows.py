@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from gguf_forget.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LONGEST_LIST = 120  # characters of column names in a message
 LONGEST_CELL = 1 << 24  # characters; the csv module's own limit is shorter than a chapter of a book
 
 
@@ -22,6 +24,11 @@ class Row:
 
     where: str
     values: dict[str, Any]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message, cut where there are very many."""
+    return textwrap.shorten(", ".join(names), _LONGEST_LIST, placeholder=" …")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -116,7 +123,7 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
                 if not bare:
                     continue
             if len(cells) != len(header):
-                raise InputError(f"{where}: {len(cells)} cells, needed {len(header)}: {', '.join(header)}")
+                raise InputError(f"{where}: {len(cells)} cells, needed {len(header)}: {listed(header)}")
             yield Row(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV", cause=str(error)) from error

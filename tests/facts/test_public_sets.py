@@ -95,6 +95,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         ("a.json", "3", "found a int, needed a list"),
         ("a.jsonl", "\n", "holds no row"),
         ("a.csv", "question,answer\nx,y\nx", r"a\.csv, line 3: 1 cells, needed 2: question, answer"),
+        ("a.csv", "a,b" + ",more" * 900 + "\nx", r"line 2: 1 cells, needed 902: a, b, more, .{,110} …$"),
         ("a.csv", 'question,answer\n"a\nb",y\nx', r"a\.csv, line 4: 1 cells"),
         ("a.csv", 'question,answer\n"x"y,z', r"a\.csv, line 2: not CSV"),
         ("a.txt", "x", r"ends in '\.txt', needed one of \.jsonl"),
