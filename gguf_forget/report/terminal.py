@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gguf_forget.verification.gates import TOLERANCE
+from gguf_forget.verification.gates import within
 
 NARROWEST = 110  # columns; a narrower pipe gets lines of this length rather than a broken table
 COLUMNS = (
@@ -129,11 +129,8 @@ def gate_value(gate: Mapping[str, Any]) -> str:
     value, low, high = gate["value"], gate["low"], gate["high"]
     if value is None:
         return number(None, 3)
-
-    def holds(shown: float) -> bool:
-        return (low is None or shown >= low - TOLERANCE) and (high is None or shown <= high + TOLERANCE)
-
-    decimals = next((d for d in range(3, 9) if holds(round(value, d)) == holds(value)), 9)
+    holds = within(value, low, high)
+    decimals = next((d for d in range(3, 9) if within(round(value, d), low, high) == holds), 9)
     return number(value, decimals)
 
 

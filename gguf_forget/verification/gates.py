@@ -285,8 +285,12 @@ def bounded(name: str, file_type: str, value: float, low: float | None, high: fl
     """The gate of a value: passed within its bounds, unknown where anything is not finite."""
     if not all(bound is None or math.isfinite(bound) for bound in (low, high)) or not math.isfinite(value):
         return Gate(name, file_type, _finite(value), _finite(low), _finite(high), UNKNOWN, detail)
-    holds = (low is None or value >= low - TOLERANCE) and (high is None or value <= high + TOLERANCE)
-    return Gate(name, file_type, value, low, high, PASSED if holds else FAILED, detail)
+    return Gate(name, file_type, value, low, high, PASSED if within(value, low, high) else FAILED, detail)
+
+
+def within(value: float, low: float | None, high: float | None) -> bool:
+    """Whether a value lies between the bounds, each of which may be missing, but for rounding in binary."""
+    return (low is None or value >= low - TOLERANCE) and (high is None or value <= high + TOLERANCE)
 
 
 def without_number(name: str, file_type: str, status: str, detail: str) -> Gate:
