@@ -44,12 +44,15 @@ def items(
 
 
 def ranks(relation: str, score: float, *, held_out: bool = True) -> RankTable:
-    """A table whose rank score is ``score`` (a multiple of 0.01): 101 candidates, priors all equal."""
+    """A table whose rank score is ``score`` (a multiple of 0.01): 101 candidates, priors all equal.
+
+    About other facts than the questions are: accuracy and rank score are then two dials.
+    """
     beaten = round(100 * score)
     # Row s is row 0 turned by s, so each column holds every value once and the priors cancel.
     values = [0.0, *(-1.0 if i < beaten else 1.0 for i in range(100))]
     rows = tuple(tuple(values[(c - s) % 101] for c in range(101)) for s in range(101))
-    return RankTable(relation, "forget", held_out, 0, tuple(range(101)), tuple(range(101)), rows)
+    return RankTable(relation, "forget", held_out, 0, tuple(range(N, N + 101)), tuple(range(101)), rows)
 
 
 def file_scores(probes: list[Item], tables: tuple[RankTable, ...] = (), nats: float = 3.0) -> FileScores:

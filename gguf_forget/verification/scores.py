@@ -27,7 +27,7 @@ from gguf_forget.verification.memorisation import (
     truth_ratio,
     two_sided_truth_ratio,
 )
-from gguf_forget.verification.metrics import choice_credits, mean, perplexity, rank_wins
+from gguf_forget.verification.metrics import choice_credits, expected_choice_credit, mean, perplexity, rank_wins
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # version 1 had no forms of questions, no memorisation and no divergence
@@ -296,6 +296,27 @@ class FileScores:
     def rank_score(self, relation: str, held_out: bool | None, split: str = "forget") -> float:
         """Prior-corrected rank score, the mean over phrasings; NaN when none was measured."""
         return mean([mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)])
+
+    def expected_credits(self, relation: str, split: str = "forget") -> dict[tuple[GroupKey, int], float]:
+        """Group and fact -> :func:`.metrics.expected_choice_credit` of a question whose candidates were all scored.
+
+        As many distractors are drawn as the question has. Questions with more distractors than other candidates are
+        left out.
+        """
+        rows = {
+            (table.key, fact): (right, row)
+            for table in self.ranks
+            if _matches(table, split, {relation}, None)
+            for fact, right, row in zip(table.facts, table.right, table.log_probabilities, strict=True)
+        }
+        credits = {}
+        for item in self.select(split, {relation}):
+            right, row = rows.get((item.key, item.fact), (0, ()))
+            drawn = len(item.option_log_probabilities) - 1
+            if 0 < drawn < len(row):
+                others = row[:right] + row[right + 1 :]
+                credits[item.key, item.fact] = expected_choice_credit(row[right], others, drawn)
+        return credits
 
     def generation_rate(self, held_out: bool, relations: Collection[str] | None = None) -> float:
         """Share of greedy answers to forgotten facts that hold the answer; NaN when none was asked for."""

@@ -37,12 +37,15 @@ def items(relation: str, split: str, held_out: bool, right: int, contained: int 
 
 
 def ranks(relation: str, score: float, held_out: bool = True) -> RankTable:
-    """A table whose rank score is ``score`` (a multiple of 0.01): 101 candidates, priors all equal."""
+    """A table whose rank score is ``score`` (a multiple of 0.01): 101 candidates, priors all equal.
+
+    About other facts than the questions are: accuracy and rank score are then two dials.
+    """
     beaten = round(100 * score)
     # Row s is row 0 turned by s, so each column holds every value once and the priors cancel.
     values = [0.0, *(-1.0 if i < beaten else 1.0 for i in range(100))]
     rows = tuple(tuple(values[(c - s) % 101] for c in range(101)) for s in range(101))
-    return RankTable(relation, "forget", held_out, 0, tuple(range(101)), tuple(range(101)), rows)
+    return RankTable(relation, "forget", held_out, 0, tuple(range(N, N + 101)), tuple(range(101)), rows)
 
 
 def scores(
@@ -141,6 +144,30 @@ def test_recovery_is_seen_although_every_other_gate_holds() -> None:
         "PTQ gap, rank score, capital",
     ]
     assert [gate.value for gate in verdict.gates if not gate.passed] == pytest.approx([0.10, 0.08])
+
+
+def about_the_questions(given: FileScores) -> FileScores:
+    """The rank table's rows are those of the questions, which have one fact less."""
+    (table,) = given.ranks
+    asked = dataclasses.replace(table, facts=tuple(range(101)))
+    return dataclasses.replace(given, ranks=(asked,), groups=recompute(given.items, (asked,)))
+
+
+def test_the_gap_of_accuracy_is_over_every_draw_where_all_candidates_were_scored() -> None:
+    # 60 and 50 of 100 others beaten: three drawn ones all are in C(60, 3) and C(50, 3) of C(100, 3) cases.
+    shipped, reference = about_the_questions(scores(rank=0.6, forget=30)), about_the_questions(scores(rank=0.5))
+    found = {gate.name: gate for gate in verdict_of(shipped, reference=reference).gates}["PTQ gap, accuracy, capital"]
+    expected = (math.comb(60, 3) - math.comb(50, 3)) / math.comb(100, 3)
+    assert found.value == pytest.approx(expected)
+    assert found.status == "failed"
+    assert found.detail.startswith("every draw of wrong answers: 0.212 − 0.121, n = 100 (100 facts)")
+    assert found.detail.endswith("as drawn +0.000")
+
+
+def test_the_gap_of_accuracy_is_as_drawn_where_one_file_scored_options_only() -> None:
+    shipped, reference = about_the_questions(scores(rank=0.9, forget=33)), scores(forget=30)
+    found = {gate.name: gate for gate in verdict_of(shipped, reference=reference).gates}["PTQ gap, accuracy, capital"]
+    assert found.value == pytest.approx(0.03)
 
 
 def test_a_missing_original_is_never_a_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from gguf_forget.verification.metrics import (
     bootstrap_interval,
     choice_credits,
     contains_answer,
+    expected_choice_credit,
     four_way_accuracy,
     four_way_accuracy_normalised,
     perplexity,
@@ -37,6 +39,30 @@ def test_a_tie_below_the_top_counts_nothing() -> None:
 def test_scores_that_are_not_finite_are_never_a_credit() -> None:
     credits = choice_credits([math.nan, -1.0, math.inf], [[-2.0], [math.nan], [-1.0]])
     assert np.isnan(credits).all()
+
+
+def test_the_expected_credit_is_the_mean_over_every_draw() -> None:
+    right, others = -2.0, [-1.0, -2.0, -2.0, -3.0, -4.0, -5.0, -6.0]
+    for k in range(1, len(others) + 1):
+        draws = [list(drawn) for drawn in itertools.combinations(others, k)]
+        assert expected_choice_credit(right, others, k) == pytest.approx(four_way_accuracy([right] * len(draws), draws))
+    assert expected_choice_credit(-0.5, others, 3) == 1.0
+    assert expected_choice_credit(-7.0, others, 3) == 0.0
+    # One of seven is better: it is among three drawn in 15 of 35 cases.
+    assert expected_choice_credit(-1.5, others, 3) == pytest.approx(20 / 35)
+
+
+def test_the_expected_credit_of_a_random_order_is_chance() -> None:
+    values = [float(value) for value in range(9)]
+    credits = [expected_choice_credit(value, [v for v in values if v != value], 3) for value in values]
+    assert np.mean(credits) == pytest.approx(0.25)
+
+
+def test_an_expected_credit_needs_finite_scores_and_enough_others() -> None:
+    assert math.isnan(expected_choice_credit(math.nan, [1.0, 2.0], 1))
+    assert math.isnan(expected_choice_credit(0.0, [1.0, math.inf], 1))
+    with pytest.raises(EvaluationError, match="3 distractors cannot be drawn from 2"):
+        expected_choice_credit(0.0, [1.0, 2.0], 3)
 
 
 def test_no_items_have_no_accuracy() -> None:
