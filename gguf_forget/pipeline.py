@@ -11,8 +11,9 @@ from gguf_forget import __version__
 from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
-from gguf_forget.run_directory import RunDirectory, StageResult, read_json, sha256_file
+from gguf_forget.run_directory import RunDirectory, StageResult, read_json
 from gguf_forget.stages.machine import tool_versions, torch_device
+from gguf_forget.whole_file import sha256_file
 
 STAGES = (
     "load",

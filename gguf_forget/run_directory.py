@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from gguf_forget.errors import InputError
+from gguf_forget.whole_file import sha256_file
 
 SCHEMA_VERSION = 1
 """Version of stage.json. A stage recorded under another version is built again."""
@@ -248,21 +249,6 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)  # the lock goes with its descriptor; the file stays, or two could hold "it"
             self._lock = None
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal; reads 1 MiB at a time."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: found {error.strerror or error}, needed a readable file",
-            hint="check the path and its permissions",
-        ) from error
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hash of one that is open."""
+"""Files that appear whole or not at all, and hashes of files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def replaced_whole(destination: Path) -> Iterator[BinaryIO]:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Of everything in an open file."""
+    """Of everything in an open file, in hexadecimal."""
     file.seek(0)
     digest = hashlib.sha256()
     while chunk := file.read(AT_ONCE):
@@ -47,10 +47,13 @@ def sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_path(path: Path) -> str:
-    """Raises InputError for a file that cannot be read."""
+def sha256_file(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal. Raises InputError for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             return sha256_of(file)
     except OSError as error:
-        raise InputError(f"{path} cannot be read", cause=str(error), hint="check the path") from error
+        raise InputError(
+            f"{path} cannot be read: found {error.strerror or error}, needed a readable file",
+            hint="check the path and its permissions",
+        ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_forget.report.document import content_hash
-from gguf_forget.run_directory import sha256_file
+from gguf_forget.whole_file import sha256_file
 
 
 def rewrite(path: Path, change: Callable[[Any], object]) -> None:

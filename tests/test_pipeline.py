@@ -19,10 +19,10 @@ from gguf_forget.export.edit import load_edits
 from gguf_forget.facts.schema import Fact
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import load_recipe
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.unlearn import unlearn
 from gguf_forget.stages.verify import check_agreement
 from gguf_forget.verification.scores import FileScores
+from gguf_forget.whole_file import sha256_file
 
 FORGET = {
     "France": "Paris",

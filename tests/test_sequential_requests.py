@@ -15,9 +15,9 @@ from gguf_forget.facts.schema import dump_facts
 from gguf_forget.pipeline import run
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import load_recipe
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.stages.verify import load_scores
+from gguf_forget.whole_file import sha256_file
 
 RECIPE = """
 [model]

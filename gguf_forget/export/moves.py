@@ -31,7 +31,7 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.gguf_header import Header, read_header
 from gguf_forget.export.patch import runs_of_rows
 from gguf_forget.grids import CODECS
-from gguf_forget.whole_file import AT_ONCE, replaced_whole, sha256_of, sha256_of_path
+from gguf_forget.whole_file import AT_ONCE, replaced_whole, sha256_file, sha256_of
 
 SCHEMA_VERSION = 1
 SUFFIX = ".moves.npz"
@@ -58,7 +58,7 @@ class About:
 
 def identity(path: Path) -> dict[str, Any]:
     """Name, bytes and sha256 of a file."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_path(path)}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _single(path: Path) -> Path:
@@ -220,7 +220,7 @@ def rebuild(stock: Path, moves: MovesFile, destination: Path) -> None:
     file whose hash the list names.
     """
     about = moves.about
-    found = sha256_of_path(_single(stock))
+    found = sha256_file(_single(stock))
     if found != about.stock["sha256"]:
         raise InputError(
             f"{stock} has sha256 {found}, needed {about.stock['sha256']} ({about.stock['name']}, "

@@ -26,7 +26,8 @@ from gguf_forget.export.moves import SUFFIX, write_moves
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.report.document import content_hash
-from gguf_forget.run_directory import read_json, sha256_file, write_json_atomically
+from gguf_forget.run_directory import read_json, write_json_atomically
+from gguf_forget.whole_file import sha256_file
 
 MANIFEST, REPORT, RECIPE, SCORES, MOVES = "evidence.json", "report.json", "recipe.json", "scores", "moves"
 RUN, EXPORT, SCHEMA_VERSION = "evidence of a run", "evidence of an export", 1

@@ -19,8 +19,9 @@ from gguf_forget.export.ship import ship
 from gguf_forget.facts.tokens import encode_facts
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
-from gguf_forget.run_directory import sha256_file, write_json_atomically
+from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.facts import load_facts
+from gguf_forget.whole_file import sha256_file
 
 SUMMARY = "export.json"
 CALIBRATION_PROMPTS, CALIBRATION_CHUNKS = 512, 32

@@ -18,9 +18,9 @@ from gguf_forget.export.quantize import ExportOptions
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.evidence import EXPORT, list_moves, seal
 from gguf_forget.stages.machine import environment, tool_versions
+from gguf_forget.whole_file import sha256_file
 
 
 def check_folder(folder: Path, out: Path) -> None:

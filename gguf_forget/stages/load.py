@@ -12,8 +12,9 @@ from gguf_forget.export.derived_names import hub_name
 from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.llama.quantizer import plan, quantize
 from gguf_forget.progress import Progress
-from gguf_forget.run_directory import sha256_file, write_json_atomically
+from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.verification.agreement import check_token_agreement
+from gguf_forget.whole_file import sha256_file
 
 TEMPLATE = "template.gguf"
 SUMMARY = "model.json"

@@ -26,8 +26,8 @@ from gguf_forget.export.quantize import (
 )
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
+from gguf_forget.whole_file import sha256_file
 
 
 @dataclass(frozen=True)

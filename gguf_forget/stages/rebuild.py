@@ -7,9 +7,9 @@ from typing import Any
 
 from gguf_forget.errors import InputError
 from gguf_forget.export.moves import SUFFIX, MovesFile, rebuild
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages import evidence as bundle
 from gguf_forget.stages.recompute import read_manifest
+from gguf_forget.whole_file import sha256_file
 
 
 def rebuild_file(stock: Path, evidence: Path, out: Path, *, dry_run: bool) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from gguf_forget.report.document import build_report, content_hash
 from gguf_forget.report.file_report import KIND as FILES_KIND
 from gguf_forget.report.file_report import recompute_verdict
 from gguf_forget.report.leaks import leaks_of
-from gguf_forget.run_directory import read_json, sha256_file
+from gguf_forget.run_directory import read_json
 from gguf_forget.stages import evidence as bundle
 from gguf_forget.stages.report import run_verdict
 from gguf_forget.verification.gates import GateLimits, Verdict
 from gguf_forget.verification.scores import FileScores
+from gguf_forget.whole_file import sha256_file
 
 CHANGED = "the evidence was changed after it was written, or is another version's"
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import EvaluationError, InputError
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages import evidence as bundle
 from gguf_forget.stages.recompute import CHANGED, read_manifest
-from gguf_forget.whole_file import replaced_whole
+from gguf_forget.whole_file import replaced_whole, sha256_file
 
 SIGNATURE = "evidence.sig"
 

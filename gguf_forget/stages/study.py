@@ -25,7 +25,7 @@ from gguf_forget.facts.corruption import Pair
 from gguf_forget.facts.schema import SPLITS, facts_hash, read_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
-from gguf_forget.run_directory import sha256_file, write_json_atomically
+from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.attribute import (
     CIRCUIT,
     SUMMARY,
@@ -45,6 +45,7 @@ from gguf_forget.stages.circuit_evidence import (
     faithfulness_and_ablation,
 )
 from gguf_forget.stages.load import directory_hash
+from gguf_forget.whole_file import sha256_file
 
 PATCHED_PAIRS = 16
 

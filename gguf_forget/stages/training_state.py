@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
+from gguf_forget.whole_file import sha256_file
 
 PARTS = ("latents", "first", "second")
 

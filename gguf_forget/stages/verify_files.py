@@ -18,7 +18,6 @@ from gguf_forget.llama.quantizer import FILE_TYPES, quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import VerifySection
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.attack_file import Target, attack_file
 from gguf_forget.stages.file_questions import Asked
 from gguf_forget.verification.deeper_probes import (
@@ -32,6 +31,7 @@ from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.gates import FULL_PRECISION, GateLimits
 from gguf_forget.verification.probes import ask
 from gguf_forget.verification.scores import FileScores
+from gguf_forget.whole_file import sha256_file
 
 UNKNOWN_TYPE = "unknown"
 CHUNK_LENGTH = 256  # tokens of one stretch of plain text

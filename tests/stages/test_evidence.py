@@ -18,7 +18,7 @@ from test_pipeline import facts
 from gguf_forget.cli import main
 from gguf_forget.report.document import content_hash
 from gguf_forget.report.html_report import build_html
-from gguf_forget.run_directory import sha256_file
+from gguf_forget.whole_file import sha256_file
 
 
 def call(*arguments: object) -> Result:

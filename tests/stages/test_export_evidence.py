@@ -13,7 +13,7 @@ from tiny_shapes import shape_weights, write_shape
 
 from gguf_forget.cli import main
 from gguf_forget.cli.schema import schema_of
-from gguf_forget.run_directory import sha256_file
+from gguf_forget.whole_file import sha256_file
 
 UP = "blk.0.ffn_up.weight"
 KINDS = ("Q4_K_M", "Q8_0")

@@ -16,9 +16,9 @@ from signing_keys import make_keys
 from tiny_shapes import shape_weights, write_shape
 
 from gguf_forget.cli import main
-from gguf_forget.run_directory import sha256_file
 from gguf_forget.stages.evidence import EXPORT
 from gguf_forget.stages.recompute import read_manifest
+from gguf_forget.whole_file import sha256_file
 
 UP = "blk.0.ffn_up.weight"
 
