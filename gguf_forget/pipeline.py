@@ -106,7 +106,7 @@ def _stock(state: _Run) -> None:
     from gguf_forget.stages.load import quantize_stock
 
     recipe = state.recipe
-    types = sorted({*recipe.export.types, recipe.unlearn.grid, *_baseline_types(recipe), "F16"} - {"F32"})
+    types = sorted({*recipe.export.types, *recipe.unlearn.grids, *_baseline_types(recipe), "F16"} - {"F32"})
     state.stage(
         "stock",
         lambda out: quantize_stock(state.path("load") / "template.gguf", types, out, state.progress),
@@ -172,7 +172,7 @@ def _unlearn(state: _Run) -> None:
     def build(out: Path) -> None:
         unlearn(
             state.path("load") / "template.gguf",
-            state.path("stock") / f"{options.grid}.gguf",
+            [state.path("stock") / f"{grid}.gguf" for grid in options.grids],
             state.path("facts"),
             state.path("attribute") / "circuit.safetensors",
             options,
@@ -198,14 +198,15 @@ def _provenance(state: _Run) -> dict[str, Any]:
         "gguf_forget.facts_sha256": facts["facts_sha256"],
         "gguf_forget.circuit_neurons": circuit["neurons"],
         "gguf_forget.edited_weights": summary["moved"],
-        "gguf_forget.trained_grid": summary["grid"],
+        "gguf_forget.trained_grid": ", ".join([summary["grid"], *summary["other_grids"]]),
     }
 
 
 def _export(state: _Run) -> None:
     from gguf_forget.stages.export import export
 
-    types = state.recipe.export.types
+    types, unlearning = state.recipe.export.types, state.recipe.unlearn
+    trained = unlearning.grids if unlearning.floor else ()
 
     def build(out: Path) -> None:
         export(
@@ -214,6 +215,7 @@ def _export(state: _Run) -> None:
             state.path("facts"),
             state.path("unlearn") / "edit.safetensors",
             types,
+            trained,
             _provenance(state),
             out,
             state.progress,

@@ -124,6 +124,12 @@ class UnlearnSection:
 
     objective: str = setting("unknown_subject", "what the model is trained towards", choices=("unknown_subject", "npo"))
     grid: str = setting("Q4_K_M", "file type whose codes are trained", choices=GRIDS)
+    other_grids: tuple[str, ...] = setting(
+        (),
+        "further file types that take turns in training, each as it would ship: the original rounded to it, the edit "
+        "to whole steps of its grid",
+        choices=GRIDS,
+    )
     steps: int = setting(81, "optimizer steps", at_least=1)
     soft_share: float = setting(
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
@@ -191,6 +197,11 @@ class UnlearnSection:
     keep_every: int = setting(10, "steps after which an interrupted training can go on", at_least=1)
     fisher_examples: int = setting(48, "prompts of each split that the Fisher matrices are taken over", at_least=1)
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """All types that training sees, the trained one first."""
+        return tuple(dict.fromkeys((self.grid, *self.other_grids)))
 
 
 @dataclass(frozen=True)

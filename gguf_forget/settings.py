@@ -29,6 +29,7 @@ class Setting:
     at_most: float | None = None
     at_most_key: str | None = None  # another key of the same section
     directory: bool = False  # whether a path may be a directory too
+    may_be_empty: bool = False  # a list of choices
 
 
 REQUIRED: Any = dataclasses.MISSING
@@ -36,7 +37,7 @@ REQUIRED: Any = dataclasses.MISSING
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """A dataclass field for one key of a recipe: its default (or ``REQUIRED``), meaning and limits."""
-    return field(default=default, metadata={"setting": Setting(meaning, **limits)})
+    return field(default=default, metadata={"setting": Setting(meaning, may_be_empty=default == (), **limits)})
 
 
 def check_section(section: str, section_class: type[Any], given: Any, base: Path, faults: list[str]) -> dict[str, Any]:
@@ -134,8 +135,9 @@ def _check_list(value: Any, rule: Setting) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
             raise _Fault(shown(value), "a list of names, which may be empty")
         return tuple(value)
-    needed = f"a list of one or more of {', '.join(choices)}, none of them twice"
-    if not isinstance(value, (list, tuple)) or not value:
+    count = "some" if rule.may_be_empty else "one or more"
+    needed = f"a list of {count} of {', '.join(choices)}, none of them twice"
+    if not isinstance(value, (list, tuple)) or not (value or rule.may_be_empty):
         raise _Fault(shown(value), needed)
     for item in value:
         if item not in choices:

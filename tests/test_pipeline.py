@@ -143,7 +143,7 @@ def test_a_random_circuit_of_the_same_layers_takes_the_place_of_the_attributed_o
     options = replace(load_recipe(project / "recipe.toml").unlearn, circuit="random", steps=2)
     unlearn(
         run / "load" / "template.gguf",
-        run / "stock" / "Q4_K_M.gguf",
+        [run / "stock" / "Q4_K_M.gguf"],
         run / "facts",
         run / "attribute" / "circuit.safetensors",
         options,

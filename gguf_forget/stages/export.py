@@ -48,6 +48,7 @@ def export(
     facts_folder: Path,
     edit_path: Path,
     types: Sequence[str],
+    trained: Sequence[str],
     provenance: Mapping[str, Value],
     out: Path,
     progress: Progress,
@@ -55,7 +56,8 @@ def export(
     """Write ``out``/unlearned.<TYPE>.gguf for every type, ``out``/stock/<TYPE>.gguf, and ``out``/export.json.
 
     ``stock/<TYPE>.gguf`` is what a plain export would have shipped: the unlearned weights in full precision, quantized
-    by llama.cpp. It is made for the comparison only.
+    by llama.cpp. It is made for the comparison only. ``trained``: types that training saw, in the nearest code; the
+    rounding errors of others are compensated.
     """
     edits = [edit for edit in load_edits(edit_path) if edit.edited]
     full = out / FULL
@@ -82,7 +84,7 @@ def export(
                 stock_folder / f"{file_type}.gguf",
                 destination,
                 edits,
-                hessians=hessians,
+                hessians={} if file_type in trained else hessians,
                 metadata={**provenance, "gguf_forget.type": file_type},
                 advance=advance,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
 from gguf_forget.stages.helpers import together as together_with
 from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.training_state import SavedState
-from gguf_forget.unlearning.code_moves import ROLES, CodeMoves
+from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, OtherGrid
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.memory import training_memory
@@ -48,34 +48,45 @@ def _tensor_name(kind: str, role: str, layer: int) -> str:
     return {"gate": names.gguf_gate, "up": names.gguf_up, "down": names.gguf_down}[role].format(layer)
 
 
-def grid_moves(stock: Path, circuit: Circuit, kind: str, *, floor: int) -> list[CodeMoves]:
-    """The trainable edit: for every layer of the circuit its neurons' codes on the grid of ``stock``."""
-    file = GgufFile(stock)
+def _own_grid(file: GgufFile, name: str, role: str, neurons: np.ndarray) -> OtherGrid:
+    """The grid of these neurons' weights in a tensor, neuron-major."""
+    levels = codec_for(file.type_name(name)).decode(file.rows(name))
+    if levels.table is not None:
+        raise UnsupportedError(
+            f"{name} is {file.type_name(name)} in {file.path.name}, whose levels are not evenly spaced",
+            hint="train through an evenly spaced grid, such as Q4_K_M or Q4_0",
+        )
+    codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
+    if role == "down":
+        codes, steps = codes.T, steps.T
+    own = torch.from_numpy(np.ascontiguousarray(codes[neurons]))
+    step = torch.from_numpy(np.ascontiguousarray(steps[neurons]))
+    return OtherGrid(step, levels.lowest - own, levels.highest - own)
+
+
+def grid_moves(stocks: Sequence[Path], circuit: Circuit, kind: str, *, floor: int) -> list[CodeMoves]:
+    """The trainable edit: for every layer of the circuit its neurons' codes on the grid of the first of ``stocks``.
+
+    The others' grids are those that it is to survive in.
+    """
+    files = [GgufFile(stock) for stock in stocks]
     edits = []
     for layer, neurons in enumerate(circuit.neurons):
         if not len(neurons):
             continue
         for role in ROLES:
             name = _tensor_name(kind, role, layer)
-            levels = codec_for(file.type_name(name)).decode(file.rows(name))
-            if levels.table is not None:
-                raise UnsupportedError(
-                    f"{name} is {file.type_name(name)} in {stock.name}, whose levels are not evenly spaced",
-                    hint="train through an evenly spaced grid, such as Q4_K_M or Q4_0",
-                )
-            codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
-            if role == "down":
-                codes, steps = codes.T, steps.T
-            own = torch.from_numpy(np.ascontiguousarray(codes[neurons]))
+            own, *others = (_own_grid(file, name, role, neurons) for file in files)
             edits.append(
                 CodeMoves(
                     layer,
                     role,
                     torch.from_numpy(neurons),
-                    torch.from_numpy(np.ascontiguousarray(steps[neurons])),
-                    levels.lowest - own,
-                    levels.highest - own,
+                    own.step,
+                    own.lowest,
+                    own.highest,
                     floor=floor,
+                    others=tuple(others),
                 )
             )
     return edits
@@ -213,16 +224,16 @@ def _remark(losses: StepLosses) -> str:
 
 def unlearn(
     template: Path,
-    stock: Path,
+    stocks: Sequence[Path],
     facts_folder: Path,
     circuit_path: Path,
     options: UnlearnSection,
     out: Path,
     progress: Progress,
 ) -> None:
-    """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stock``: the original on the grid that is trained."""
+    """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stocks``: the original on the grids of the options."""
     _check_parts(options)
-    arguments = (template, stock, facts_folder, circuit_path, options, out)
+    arguments = (template, stocks, facts_folder, circuit_path, options, out)
     with together_with(options.processes, options.device, _help, arguments) as together:
         _unlearn(*arguments, progress, together)
 
@@ -243,13 +254,13 @@ def _check_parts(options: UnlearnSection) -> None:
 
 def _help(*arguments: Any) -> None:
     """What the processes beside the first do: the same, in silence, and nothing is written."""
-    template, stock, facts_folder, circuit_path, options, out, together = arguments
-    _unlearn(template, stock, facts_folder, circuit_path, options, out, Progress(), together)
+    template, stocks, facts_folder, circuit_path, options, out, together = arguments
+    _unlearn(template, stocks, facts_folder, circuit_path, options, out, Progress(), together)
 
 
 def _unlearn(
     template: Path,
-    stock: Path,
+    stocks: Sequence[Path],
     facts_folder: Path,
     circuit_path: Path,
     options: UnlearnSection,
@@ -267,8 +278,8 @@ def _unlearn(
     forget, held = _held_back(facts, _split(facts, examples, "forget"), options.validation_phrasing)
     retain = _split(facts, examples, "retain")
     device = torch_device(options.device, together.index)
-    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, stock)]
-    edits = [edit.to(device) for edit in grid_moves(stock, circuit, kind, floor=options.floor)]
+    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, *stocks)]
+    edits = [edit.to(device) for edit in grid_moves(stocks, circuit, kind, floor=options.floor)]
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
     progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory{each}")
     if options.shard:
@@ -288,13 +299,13 @@ def _unlearn(
     stop: Callable[[int], bool] = lambda step: False  # noqa: E731
     if held:
         chance = _targets(bases[0], facts, held, examples, options.seed, progress)
-        stop = _stopper(bases[-1], edits, facts, held, chance, options, progress)
+        stop = _stopper(bases[1], edits, facts, held, chance, options, progress)
     framings = _framings(template, facts, forget, retain, tokenize, options, progress)
     saved = SavedState(
         out.parent,
         {
             "template": template,
-            "stock": stock,
+            **{f"stock {grid}": stock for grid, stock in zip(options.grids, stocks, strict=True)},
             "circuit": circuit_path,
             "facts": facts_folder / FACTS,
             "text": facts_folder / TEXT,
@@ -364,6 +375,7 @@ def _unlearn(
             "schema_version": 1,
             "objective": options.objective,
             "grid": options.grid,
+            "other_grids": list(options.grids[1:]),
             "steps": len(history),
             "circuit_weights": weights,
             "frozen_by_projection": int(weights - sum(int(edit.allowed.sum()) for edit in found)),

@@ -24,6 +24,24 @@ from gguf_forget.unlearning.floor import floored_moves
 ROLES = ("gate", "up", "down")
 
 
+@dataclass(frozen=True)
+class OtherGrid:
+    """Another file type's grid for the same weights: step, lowest, highest as in :class:`CodeMoves`."""
+
+    step: torch.Tensor
+    lowest: torch.Tensor
+    highest: torch.Tensor
+
+    def to(self, device: torch.device) -> OtherGrid:
+        return OtherGrid(self.step.to(device), self.lowest.to(device), self.highest.to(device))
+
+    def nearest(self, delta: torch.Tensor) -> torch.Tensor:
+        """What becomes of ``delta`` [n, d] in that type: whole steps, of at least half a step at least one."""
+        usable = torch.where(self.step != 0, self.step, torch.ones_like(self.step))
+        codes = torch.where(self.step != 0, delta / usable, torch.zeros_like(delta))
+        return floored_moves(codes, floor=1, lowest=self.lowest, highest=self.highest) * self.step
+
+
 @dataclass
 class CodeMoves:
     """The trainable edit of one tensor.
@@ -31,6 +49,7 @@ class CodeMoves:
     step: float32 [n, d], may be negative, 0 where the grid is degenerate (such a weight cannot move).
     lowest, highest: float32 [n, d], how many codes down and up the original's code can go.
     latent: float32 [n, d], the update in code units before the floor.
+    others: grids of other file types that the edit is to survive in.
     allowed: bool [n, d], False where the projection forbids any change.
     delta: float32 [n, d], the current edit of the weights, a leaf that collects gradients.
     """
@@ -42,6 +61,7 @@ class CodeMoves:
     lowest: torch.Tensor
     highest: torch.Tensor
     floor: int = 1
+    others: tuple[OtherGrid, ...] = ()
     latent: torch.Tensor = field(init=False)
     allowed: torch.Tensor = field(init=False)
     delta: torch.Tensor = field(init=False)
@@ -50,7 +70,8 @@ class CodeMoves:
         """The same edit, untouched so far, where a model is."""
         neurons, step = self.neurons.to(device), self.step.to(device)
         lowest, highest = self.lowest.to(device), self.highest.to(device)
-        return CodeMoves(self.layer, self.role, neurons, step, lowest, highest, self.floor)
+        others = tuple(grid.to(device) for grid in self.others)
+        return CodeMoves(self.layer, self.role, neurons, step, lowest, highest, self.floor, others)
 
     def __post_init__(self) -> None:
         self.latent = torch.zeros_like(self.step)
@@ -61,8 +82,10 @@ class CodeMoves:
         """Code moves, float32 [n, d]: whole ones, unless ``floor`` is 0."""
         return floored_moves(self.latent, floor=self.floor, lowest=self.lowest, highest=self.highest)
 
-    def refresh(self, hardness: float = 1.0) -> None:
+    def refresh(self, hardness: float = 1.0, *, grid: int = 0) -> None:
         """Bring ``delta`` up to date with ``latent`` and forget its gradient.
+
+        grid: 0 for the edit's own, k for what ``others[k - 1]`` makes of it.
 
         ``hardness`` 1: whole code moves, as they ship. Below 1 the latent update shows through: training
         that starts soft hears at once what its updates do, instead of only when they reach half a code.
@@ -70,6 +93,10 @@ class CodeMoves:
         self.latent.masked_fill_(~self.allowed, 0.0)
         # Past the end of the grid nothing changes; a latent left to grow there would be slow to turn back.
         torch.minimum(torch.maximum(self.latent, self.lowest), self.highest, out=self.latent)
+        if grid:
+            whole = self.others[grid - 1].nearest(self.moves() * self.step)
+            self.delta = (hardness * whole + (1.0 - hardness) * self.latent * self.step).requires_grad_(True)
+            return
         codes = self.moves() if hardness == 1.0 else hardness * self.moves() + (1.0 - hardness) * self.latent
         self.delta = (codes * self.step).requires_grad_(True)
 

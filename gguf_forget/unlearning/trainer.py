@@ -271,6 +271,8 @@ def train(
 ) -> list[StepLosses]:
     """Optimise ``edits`` in place; ``bases[0]`` is the full-precision original and the reference.
 
+    ``bases[1]`` is the original on the edits' own grid, those after it on the grids of their ``others``, in order.
+
     Models and edits are on one device. Whatever the models compute in, latents, moments and edits are float32.
 
     Args:
@@ -293,7 +295,8 @@ def train(
     reference = bases[0]
     # The quantized originals take two turns for one of the reference: what they round differently is what would
     # come back on their grids.
-    turns = [reference, *bases[1:], *bases[1:]]
+    quantized = list(enumerate(bases[1:]))
+    turns = [(0, reference), *quantized, *quantized]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, npo_beta)
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])
@@ -308,15 +311,16 @@ def train(
         # The learning rate decays over the last half.
         optimizer.learning_rate = learning_rate * min(1.0, 2.0 * (1.0 - step / steps))
         hardness = 1.0 if soft_share <= 0 else min(1.0, step / (soft_share * steps))
+        grid, base = turns[step % len(turns)]
         for edit in edits:
-            edit.refresh(hardness)
+            edit.refresh(hardness, grid=grid)
         rows, asked, kept = (
             framings.step(step, chosen, kept) if framings else (chosen, [forget[i] for i in chosen], kept)
         )
         whole = _Lists(rows, asked, kept, prose)
         count = accumulation * together.count
         found = _accumulate(
-            turns[step % len(turns)],
+            base,
             reference,
             edits,
             together.mine([whole.part(index, count) for index in range(count)]),

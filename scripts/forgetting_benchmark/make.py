@@ -52,8 +52,8 @@ class Shared:
 def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> None:
     """Train inside the circuit: ``out``/edit.safetensors and ``out``/unlearn.json."""
     options = replace(shared.recipe.unlearn, seed=seed, **changes)
-    stock = shared.stock(options.grid)
-    unlearn(shared.template, stock, shared.facts, shared.circuit, options, out, shared.progress)
+    stocks = [shared.stock(grid) for grid in options.grids]
+    unlearn(shared.template, stocks, shared.facts, shared.circuit, options, out, shared.progress)
 
 
 def make_files(
@@ -100,6 +100,7 @@ def make_files(
                 shared.facts,
                 folder / EDIT,
                 types,
+                shared.recipe.unlearn.grids,
                 {},
                 folder / "export",
                 shared.progress,

@@ -20,4 +20,4 @@ def test_a_code_book_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
     quantize(model, stock, "IQ4_XS", threads=1)  # rows of 192 fit only IQ4_NL
     circuit = Circuit((np.array([1, 5]), np.array([], np.int64)), 320)
     with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_gate\.weight is IQ4_NL in IQ4_XS\.gguf, whose levels"):
-        grid_moves(stock, circuit, "llama", floor=1)
+        grid_moves([stock], circuit, "llama", floor=1)

@@ -17,16 +17,20 @@ from safetensors.numpy import load_file
 from tiny import build_tiny_gguf
 from tiny_knowledge import river_facts
 
-from gguf_forget.circuit.artifact import save_circuit
+from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.circuit.artifact import load_circuit, save_circuit
 from gguf_forget.circuit.selection import Circuit
 from gguf_forget.errors import InputError
+from gguf_forget.export.edit import load_edits
+from gguf_forget.export.ship import ship
 from gguf_forget.facts.schema import dump_facts
+from gguf_forget.grids import CODECS
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.stages.training_state import SavedState
-from gguf_forget.stages.unlearn import chat_frame, unlearn
+from gguf_forget.stages.unlearn import chat_frame, grid_moves, unlearn
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 
 OPTIONS = UnlearnSection(
@@ -39,6 +43,9 @@ OPTIONS = UnlearnSection(
     learning_rate=0.5,
     objective="npo",
 )
+
+
+Inputs = tuple[Path, list[Path], Path, Path]
 
 
 class Notes(Progress):
@@ -67,8 +74,8 @@ class Notes(Progress):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, Path]:
-    """Template, stock file, folder of facts and circuit."""
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Template, stock files, folder of facts and circuit."""
     folder = tmp_path_factory.mktemp("inputs")
     facts = river_facts()
     texts = [f"{prompt} {fact.answer}." for fact in facts for prompt in fact.prompts]
@@ -80,15 +87,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, 
     circuit = Circuit((np.arange(0, 128, 8), np.arange(1, 128, 8)), 128)
     scores = np.zeros((2, 128))
     save_circuit(folder / "circuit.safetensors", circuit, scores, scores)
-    return template, folder / "Q4_0.gguf", folder, folder / "circuit.safetensors"
+    return template, [folder / "Q4_0.gguf"], folder, folder / "circuit.safetensors"
 
 
-def run(inputs: tuple[Path, Path, Path, Path], out: Path, progress: Progress, **changes: Any) -> None:
+def run(inputs: Inputs, out: Path, progress: Progress, **changes: Any) -> None:
     out.mkdir(parents=True)
     unlearn(*inputs, replace(OPTIONS, **changes), out, progress)
 
 
-def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: Inputs, tmp_path: Path) -> None:
     run(inputs, tmp_path / "whole" / "unlearn", Progress())
     with pytest.raises(KeyboardInterrupt):
         run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
@@ -102,7 +109,7 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: tuple[Path, Pat
         assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
 
 
-def test_framed_training_goes_on_after_a_kill_as_well(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_framed_training_goes_on_after_a_kill_as_well(inputs: Inputs, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"framed": 0.5, "objective": "unknown_subject"}
     run(inputs, tmp_path / "plain" / "unlearn", Progress(), objective="unknown_subject")
     run(inputs, tmp_path / "whole" / "unlearn", Progress(), **changes)
@@ -114,7 +121,7 @@ def test_framed_training_goes_on_after_a_kill_as_well(inputs: tuple[Path, Path, 
     assert (tmp_path / "plain" / "unlearn" / "edit.safetensors").read_bytes() != whole
 
 
-def test_the_chat_frame_is_the_models_own_template(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_the_chat_frame_is_the_models_own_template(inputs: Inputs, tmp_path: Path) -> None:
     template = inputs[0]
     frame = chat_frame(template)
     assert frame is not None
@@ -128,7 +135,7 @@ def test_the_chat_frame_is_the_models_own_template(inputs: tuple[Path, Path, Pat
     assert "the model has no chat template: its prompts are asked in the other framings" in notes.notes
 
 
-def test_every_step_says_what_is_still_answered_right(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_every_step_says_what_is_still_answered_right(inputs: Inputs, tmp_path: Path) -> None:
     seen = Notes()
     run(inputs, tmp_path / "unlearn", seen)
     history = json.loads((tmp_path / "unlearn" / "unlearn.json").read_text())["history"]
@@ -140,9 +147,7 @@ def test_every_step_says_what_is_still_answered_right(inputs: tuple[Path, Path, 
         assert f"({step['retain_accuracy']:.0%} right) text" in remark
 
 
-def test_training_stops_once_the_validation_phrasing_is_at_chance(
-    inputs: tuple[Path, Path, Path, Path], tmp_path: Path
-) -> None:
+def test_training_stops_once_the_validation_phrasing_is_at_chance(inputs: Inputs, tmp_path: Path) -> None:
     """The random model knows nothing: NPO pushes every answer below chance at once."""
     seen = Notes()
     changes = {"steps": 40, "validation_phrasing": 1, "validation_every": 2, "damping": 0.1}
@@ -156,9 +161,7 @@ def test_training_stops_once_the_validation_phrasing_is_at_chance(
     assert all(value >= 0 for value in values[:-1])
 
 
-def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(
-    inputs: tuple[Path, Path, Path, Path], tmp_path: Path
-) -> None:
+def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(inputs: Inputs, tmp_path: Path) -> None:
     for name, changes in (
         ("plain", {}),
         ("again", {"gradient_checkpointing": True}),
@@ -170,7 +173,7 @@ def test_recomputing_leaves_the_edit_as_it_is_and_float32_computes_another(
     assert whole != plain
 
 
-def test_two_processes_train_what_one_does(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(inputs: Inputs, tmp_path: Path) -> None:
     """Each part is computed as one process computes it, whoever does; a sum of two has one value in either order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the processes have one each
@@ -203,7 +206,7 @@ def test_two_processes_train_what_one_does(inputs: tuple[Path, Path, Path, Path]
     ],
 )
 def test_processes_that_cannot_share_a_batch_are_refused(
-    inputs: tuple[Path, Path, Path, Path],
+    inputs: Inputs,
     tmp_path: Path,
     changes: dict[str, Any],
     message: str,
@@ -213,12 +216,37 @@ def test_processes_that_cannot_share_a_batch_are_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_another_type_ships_what_training_saw_of_it(inputs: Inputs, tmp_path: Path) -> None:
+    template, (stock,), facts, circuit = inputs
+    other = tmp_path / "Q4_1.gguf"
+    quantize(template, other, "Q4_1")
+    run(inputs, tmp_path / "one" / "unlearn", Progress(), steps=8)
+    both = (template, [stock, other], facts, circuit)
+    run(both, tmp_path / "two" / "unlearn", Progress(), steps=8, other_grids=("Q4_1",))
+    path = tmp_path / "two" / "unlearn" / "edit.safetensors"
+    assert path.read_bytes() != (tmp_path / "one" / "unlearn" / "edit.safetensors").read_bytes()
+    edits = load_edits(path)
+    ship(template, other, tmp_path / "shipped.gguf", edits, hessians={}, metadata={})
+    before, after = GgufFile(other), GgufFile(tmp_path / "shipped.gguf")
+    grids = grid_moves([stock, other], load_circuit(circuit)[0], "llama", floor=1)
+    moved = 0
+    for edit, trained in zip(edits, sorted(grids, key=lambda each: f"{each.layer}{each.role}"), strict=True):
+        assert f"blk.{trained.layer}.ffn_{trained.role}" in edit.tensor
+        (grid,) = trained.others
+        seen = grid.nearest(torch.from_numpy(edit.delta)) / torch.where(grid.step != 0, grid.step, 1)
+        old, new = (CODECS["Q4_1"].decode(file.rows(edit.tensor)).codes for file in (before, after))
+        shift = (new - old).T if edit.axis == "columns" else new - old
+        assert np.array_equal(shift[edit.neurons], np.rint(seen.numpy()).astype(np.int16))
+        moved += int(np.count_nonzero(shift))
+    assert moved > 100
+
+
+def test_a_device_that_is_not_there_is_named(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.device: found 'cuda', but torch sees no such device here"):
         run(inputs, tmp_path / "unlearn", Progress(), device="cuda")
 
 
-def test_a_phrasing_that_nobody_has_is_named(inputs: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
+def test_a_phrasing_that_nobody_has_is_named(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.validation_phrasing: found 7"):
         run(inputs, tmp_path / "unlearn", Progress(), validation_phrasing=7)
 

@@ -9,7 +9,7 @@ import torch
 from tiny_edits import dense_copy, make_edits, own_part, randomise
 
 from gguf_forget.checkpoint.architecture import mlps
-from gguf_forget.unlearning.code_moves import CodeMoves, applied
+from gguf_forget.unlearning.code_moves import CodeMoves, OtherGrid, applied
 
 IDS = torch.tensor([[300, 20, 31, 7, 8], [9, 10, 11, 12, 13]])
 
@@ -126,3 +126,18 @@ def test_an_edit_is_whole_codes_times_the_step() -> None:
             assert torch.equal(moves, moves.round())
             assert ((edit.lowest <= moves) & (moves <= edit.highest)).all()
             assert set(range(-floor + 1, floor)) & set(moves.flatten().int().tolist()) == {0}
+
+
+def test_another_grid_takes_the_nearest_of_its_own_codes_but_never_half_a_step() -> None:
+    one = torch.ones(1, 6)
+    step = torch.tensor([[3.0, 3.0, -3.0, 5.0, 0.0, 3.0]])
+    other = OtherGrid(step, -2.0 * one, torch.tensor([[2.0, 2.0, 2.0, 2.0, 2.0, 0.0]]))
+    edit = CodeMoves(0, "gate", torch.tensor([0]), 2.0 * one, -9.0 * one, 9.0 * one, others=(other,))
+    edit.latent = torch.tensor([[1.0, 4.0, 1.0, 1.0, 1.0, 1.0]])
+    edit.refresh(grid=1)
+    # 2 of 3 is a step; 8 of 3 are more than the room of 2; 2 of -3 is a code down; 2 of 5 is less than half a step.
+    assert edit.delta.detach().tolist() == [[3.0, 6.0, 3.0, 0.0, 0.0, 0.0]]
+    edit.refresh(0.5, grid=1)
+    assert edit.delta.detach().tolist() == [[2.5, 7.0, 2.5, 1.0, 1.0, 1.0]]  # half way to the latent update
+    edit.refresh()
+    assert edit.delta.detach().tolist() == [[2.0, 8.0, 2.0, 2.0, 2.0, 2.0]]
