@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gguf_forget.demo.capitals import build_capitals
 from gguf_forget.demo.widening import widen
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import dump_facts
+from gguf_forget.presets import PRESETS
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, recipe_from_mapping
 
@@ -57,14 +57,6 @@ def _widened_model(folder: Path, progress: Progress) -> Path:
     return target
 
 
-def _mapping() -> dict[str, dict[str, object]]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads((files("gguf_forget.demo") / "recipe.toml").read_text(encoding="utf-8"))
-
-
 def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False) -> Recipe:
     """Write the facts (and the widened model) into ``folder`` and return the recipe that uses them."""
     facts = dump_facts(build_capitals())
@@ -78,7 +70,7 @@ def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False) -> 
         raise InputError(
             f"the demo cannot write into {folder}", cause=str(error), hint="choose another folder with -o"
         ) from error
-    mapping = _mapping()
+    mapping: dict[str, Any] = dict(PRESETS["capitals"])
     mapping["model"] = {"path": str(model.resolve())}
     mapping["facts"] = {"path": str((folder / "facts.jsonl").resolve()), "attribution": ATTRIBUTION}
     return recipe_from_mapping(mapping, source="the demo's recipe", base=folder)
