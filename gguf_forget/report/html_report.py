@@ -13,7 +13,7 @@ from gguf_forget.report import html_plots
 from gguf_forget.report.file_report import KIND as FILES_KIND
 from gguf_forget.report.file_report import MEMORISATION
 from gguf_forget.report.leaks import leaks_of
-from gguf_forget.report.terminal import COLUMNS, explanation, gate_value, not_judged, number
+from gguf_forget.report.terminal import COLUMNS, explanation, gate_value, left_open, not_judged, number
 
 MOODS = {"passed": "good", "failed": "bad"}
 LIMITS = (
@@ -47,6 +47,7 @@ def build_html(report: Mapping[str, Any], *, commands: str | None = None) -> str
         title=_title(report, of_files),
         verdict=verdict,
         mood={0: "good", 1: "bad"}.get(verdict["exit_code"], "unsure"),
+        left_open=left_open(report),
         summary=_summary(report, of_files),
         columns=[heading.replace("\n", " ").replace("per- plexity", "perplexity") for heading, _, _ in COLUMNS],
         rows=[_row(row, COLUMNS) for row in report["rows"]],

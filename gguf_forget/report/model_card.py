@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf_forget.report.terminal import gate_value, not_judged, number
+from gguf_forget.report.terminal import gate_value, left_open, not_judged, number
 
 TAGS = ("unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized")
 COLUMNS = (
@@ -50,20 +50,22 @@ def build_model_card(
     model = report["model"] or {}
     verdict = report["verdict"]
     name = model.get("name") or "model"
+    gates = "## Gates\n\n" + _gates(verdict["gates"])
     parts = [
         _header(model),
         f"# {name}, unlearned with gguf_forget\n\n**{_escape(verdict['sentence'])}**",
+        *map(_escape, left_open(report)),
         "gguf_forget edited the circuit that holds the facts and rounded the weights so that the edits "
         "should survive quantization. Whether they did, the gates say: every figure below was read off "
         "the file named, by llama.cpp.",
         "## What was forgotten\n\n" + _forgotten(report, facts_in_clear),
         "## Results\n\n" + _results(report),
-        "## Gates\n\n" + _gates(verdict["gates"]),
+        gates,
         "## Limits of the evidence\n\n" + "\n".join([LIMITS, *(f"- {line[2:]}" for line in not_judged(report))]),
         "## How to reproduce\n\n" + _reproduce(report, reproduce),
     ]
     if report.get("export"):
-        parts.insert(5, "## Files\n\n" + _files(report["export"]))
+        parts.insert(parts.index(gates), "## Files\n\n" + _files(report["export"]))
     if attribution:
         parts.append("## Attribution\n\n" + attribution.strip())
     return "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     verdict = report["verdict"]
     colour = {0: "bold green", 1: "bold red"}.get(verdict["exit_code"], "bold yellow")
     console.print(Text(verdict["sentence"], style=colour))
+    for line in left_open(report):
+        console.print(Text(line, style="yellow"))
     console.print()
     console.print(figures_table(report))
     print_gates(verdict["gates"], console)
@@ -61,6 +64,20 @@ def render(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(line, style="yellow"))
     console.print()
     console.print(Text(explanation(report), style="dim"))
+
+
+def left_open(report: Mapping[str, Any]) -> list[str]:
+    """What belongs beside the verdict: a sentence for each forgotten relation that it does not speak of."""
+    shipped = [entry for entry in report.get("not_judged", []) if entry["variant"] == "unlearned"]
+    lines = []
+    for relation in dict.fromkeys(entry["relation"] for entry in shipped):
+        found = [entry for entry in shipped if entry["relation"] == relation]
+        worst = max(found, key=lambda entry: -math.inf if entry["rank_held_out"] is None else entry["rank_held_out"])
+        lines.append(
+            f"This verdict does not speak of {relation}, which was to be forgotten too: rank score on unseen phrasings "
+            f"up to {number(worst['rank_held_out'], 3)} ({worst['file_type']}; chance 0.500)."
+        )
+    return lines
 
 
 def not_judged(report: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,9 @@ import yaml
 
 from gguf_forget.errors import InputError
 from gguf_forget.report.document import build_report, content_hash
+from gguf_forget.report.html_report import build_html
 from gguf_forget.report.model_card import build_model_card
-from gguf_forget.report.terminal import gate_value, print_report
+from gguf_forget.report.terminal import gate_value, left_open, print_report
 
 
 def group(relation: str, split: str, held_out: bool, n: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -321,3 +322,26 @@ def test_attribution_and_commands_are_passed_on() -> None:
     assert card.endswith("## Attribution\n\nNames: GeoNames, CC BY 4.0\n")
     assert "```sh\ngguf-forget demo\n```" in card
     assert "Attribution" not in build_model_card(report())
+
+
+LEFT_OPEN = (
+    "This verdict does not speak of river, which was to be forgotten too: rank score on unseen phrasings up to 0.930 "
+    "(Q8_0; chance 0.500)."
+)
+
+
+def test_a_forgotten_relation_that_no_gate_judges_stands_beside_the_verdict() -> None:
+    finer = scores()
+    finer["groups"] = [{**g, "rank_score": 0.93} if g["relation"] == "river" else g for g in finer["groups"]]
+    document = report(scores={"unlearned/Q4_K_M": scores(), "unlearned/Q8_0": finer, "original/Q8_0": scores(0.9, 0.9)})
+    assert left_open(document) == [LEFT_OPEN]
+    lines = page(document).splitlines()
+    assert lines[0] == VERDICT["sentence"]
+    assert " ".join(" ".join(lines[1:3]).split()) == LEFT_OPEN
+    assert "\n\n" + LEFT_OPEN.replace("_", "\\_") + "\n\n" in build_model_card(document)
+    html = build_html(document)
+    assert html.index(VERDICT["sentence"]) < html.index(LEFT_OPEN) < html.index("Every file beside its original")
+
+
+def test_where_every_forgotten_relation_is_judged_nothing_is_left_open() -> None:
+    assert left_open(report(headline=None)) == []
