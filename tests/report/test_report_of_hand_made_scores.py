@@ -333,7 +333,8 @@ LEFT_OPEN = (
 def test_a_forgotten_relation_that_no_gate_judges_stands_beside_the_verdict() -> None:
     finer = scores()
     finer["groups"] = [{**g, "rank_score": 0.93} if g["relation"] == "river" else g for g in finer["groups"]]
-    document = report(scores={"unlearned/Q4_K_M": scores(), "unlearned/Q8_0": finer, "original/Q8_0": scores(0.9, 0.9)})
+    asked = {"unlearned/Q4_K_M": scores(), "unlearned/Q8_0": finer, "original/Q8_0": scores(0.9, 0.9)}
+    document = report(scores=asked, export=None)
     assert left_open(document) == [LEFT_OPEN]
     lines = page(document).splitlines()
     assert lines[0] == VERDICT["sentence"]
