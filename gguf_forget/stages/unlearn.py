@@ -29,7 +29,7 @@ from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
 from gguf_forget.stages.helpers import together as together_with
 from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.training_state import SavedState
-from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, OtherGrid
+from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, WeightGrid
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.memory import training_memory
@@ -48,7 +48,7 @@ def _tensor_name(kind: str, role: str, layer: int) -> str:
     return {"gate": names.gguf_gate, "up": names.gguf_up, "down": names.gguf_down}[role].format(layer)
 
 
-def _own_grid(file: GgufFile, name: str, role: str, neurons: np.ndarray) -> OtherGrid:
+def _weight_grid(file: GgufFile, name: str, role: str, neurons: np.ndarray) -> WeightGrid:
     """The grid of these neurons' weights in a tensor, neuron-major."""
     levels = codec_for(file.type_name(name)).decode(file.rows(name))
     if levels.table is not None:
@@ -61,7 +61,7 @@ def _own_grid(file: GgufFile, name: str, role: str, neurons: np.ndarray) -> Othe
         codes, steps = codes.T, steps.T
     own = torch.from_numpy(np.ascontiguousarray(codes[neurons]))
     step = torch.from_numpy(np.ascontiguousarray(steps[neurons]))
-    return OtherGrid(step, levels.lowest - own, levels.highest - own)
+    return WeightGrid(step, levels.lowest - own, levels.highest - own)
 
 
 def grid_moves(stocks: Sequence[Path], circuit: Circuit, kind: str, *, floor: int) -> list[CodeMoves]:
@@ -76,7 +76,7 @@ def grid_moves(stocks: Sequence[Path], circuit: Circuit, kind: str, *, floor: in
             continue
         for role in ROLES:
             name = _tensor_name(kind, role, layer)
-            own, *others = (_own_grid(file, name, role, neurons) for file in files)
+            own, *others = (_weight_grid(file, name, role, neurons) for file in files)
             edits.append(
                 CodeMoves(
                     layer,

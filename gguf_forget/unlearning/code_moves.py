@@ -25,15 +25,15 @@ ROLES = ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
-class OtherGrid:
-    """Another file type's grid for the same weights: step, lowest, highest as in :class:`CodeMoves`."""
+class WeightGrid:
+    """What a file type's grid is at the weights of some neurons: step, lowest, highest as in :class:`CodeMoves`."""
 
     step: torch.Tensor
     lowest: torch.Tensor
     highest: torch.Tensor
 
-    def to(self, device: torch.device) -> OtherGrid:
-        return OtherGrid(self.step.to(device), self.lowest.to(device), self.highest.to(device))
+    def to(self, device: torch.device) -> WeightGrid:
+        return WeightGrid(self.step.to(device), self.lowest.to(device), self.highest.to(device))
 
     def nearest(self, delta: torch.Tensor) -> torch.Tensor:
         """What becomes of ``delta`` [n, d] in that type: whole steps, of at least half a step at least one."""
@@ -61,7 +61,7 @@ class CodeMoves:
     lowest: torch.Tensor
     highest: torch.Tensor
     floor: int = 1
-    others: tuple[OtherGrid, ...] = ()
+    others: tuple[WeightGrid, ...] = ()
     latent: torch.Tensor = field(init=False)
     allowed: torch.Tensor = field(init=False)
     delta: torch.Tensor = field(init=False)

@@ -9,7 +9,7 @@ import torch
 from tiny_edits import dense_copy, make_edits, own_part, randomise
 
 from gguf_forget.checkpoint.architecture import mlps
-from gguf_forget.unlearning.code_moves import CodeMoves, OtherGrid, applied
+from gguf_forget.unlearning.code_moves import CodeMoves, WeightGrid, applied
 
 IDS = torch.tensor([[300, 20, 31, 7, 8], [9, 10, 11, 12, 13]])
 
@@ -131,7 +131,7 @@ def test_an_edit_is_whole_codes_times_the_step() -> None:
 def test_another_grid_takes_the_nearest_of_its_own_codes_but_never_half_a_step() -> None:
     one = torch.ones(1, 6)
     step = torch.tensor([[3.0, 3.0, -3.0, 5.0, 0.0, 3.0]])
-    other = OtherGrid(step, -2.0 * one, torch.tensor([[2.0, 2.0, 2.0, 2.0, 2.0, 0.0]]))
+    other = WeightGrid(step, -2.0 * one, torch.tensor([[2.0, 2.0, 2.0, 2.0, 2.0, 0.0]]))
     edit = CodeMoves(0, "gate", torch.tensor([0]), 2.0 * one, -9.0 * one, 9.0 * one, others=(other,))
     edit.latent = torch.tensor([[1.0, 4.0, 1.0, 1.0, 1.0, 1.0]])
     edit.refresh(grid=1)
