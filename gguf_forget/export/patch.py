@@ -152,12 +152,13 @@ def patch_tensor(
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
         delta = edit_of(original, unlearned, start, stop, options.noise)
-        touched = np.flatnonzero((delta != 0).any(axis=1))
+        edited = delta != 0
+        touched = np.flatnonzero(edited.any(axis=1))
         if not touched.size:
             return None
         blocks = stock.raw[start:stop]
         if touched.size < stop - start:
-            delta, blocks = delta[touched], blocks[touched]
+            delta, edited, blocks = delta[touched], edited[touched], blocks[touched]
         matrix = start // (stock.rows // stock.matrices)
         own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
 
@@ -168,7 +169,7 @@ def patch_tensor(
         if codec is not None:
             counts = own if diagonal is None else diagonal
             wanted = weights() if options.aim == "weights" else None
-            new, values, done = _on_the_grid(codec, blocks, delta, wanted, feedback, counts, options)
+            new, values, done = _on_the_grid(codec, blocks, delta, edited, wanted, feedback, counts, options)
         else:
             new, values, done = _anew(stock, blocks, weights(), delta, own)
         done.check = written_rows(descriptor, stock, start + touched, new, values)
@@ -212,13 +213,16 @@ def _on_the_grid(
     codec: Codec,
     blocks: np.ndarray,
     delta: np.ndarray,
+    edited: np.ndarray,
     weights: np.ndarray | None,
     feedback: Feedback | None,
     importance: np.ndarray | None,
     options: RoundingOptions,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
-    """New bytes [rows, bytes per row] and what they decode to; ``weights`` [rows, columns] where those are aimed at."""
-    edited = delta != 0
+    """New bytes [rows, bytes per row] and what they decode to.
+
+    edited: bool [rows, columns], where ``delta`` is not 0. weights: [rows, columns], where those are aimed at.
+    """
     index = np.flatnonzero(edited)
     change = delta.ravel()[index]
     levels = codec.decode(blocks)

@@ -63,18 +63,21 @@ class Planned:
 
 def plan_export(pair: Pair, file_types: Sequence[str], options: ExportOptions) -> Planned:
     """Find the edited tensors and ask llama.cpp for the types; nothing is written."""
-    edited = []
-    for name, before in pair.before.items():
-        after = pair.after[name]
+
+    def differs(name: str) -> bool:
+        before, after = pair.before[name], pair.after[name]
         if before.type in READABLE and after.type in READABLE:
-            if is_edited(before, after, options.rounding.noise):
-                edited.append(name)
-        elif before.type != after.type or not np.array_equal(before.raw, after.raw):
+            return is_edited(before, after, options.rounding.noise)
+        if before.type != after.type or not np.array_equal(before.raw, after.raw):
             raise InputError(
                 f"tensor {name} differs and is {before.type} in {pair.original}, {after.type} in {pair.unlearned}: "
                 f"only {', '.join(READABLE)} can be compared"
             )
-    return Planned(tuple(edited), {kind: plan_file(pair.original, kind, options.quantize) for kind in file_types})
+        return False
+
+    with ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool:
+        edited = tuple(name for name, found in zip(pair.before, pool.map(differs, pair.before), strict=True) if found)
+    return Planned(edited, {kind: plan_file(pair.original, kind, options.quantize) for kind in file_types})
 
 
 def check_destinations(inputs: Sequence[Path], destinations: Mapping[str, Path]) -> None:
@@ -209,6 +212,7 @@ def _written(
             allow_requantize=True,
             options=quantize_options,
             durable=False,
+            planned=planned.files[file_type],  # keys do not change it
         )
         advance(1)
     written = stored_tensors(partial)  # a view of the file: it shows what is written into it later

@@ -119,6 +119,7 @@ def quantize(
     allow_requantize: bool = False,
     options: QuantizeOptions = DEFAULT,
     durable: bool = True,
+    planned: FilePlan | None = None,
 ) -> None:
     """Write ``source`` as ``file_type`` to ``destination``, which appears whole or not at all.
 
@@ -129,6 +130,7 @@ def quantize(
         allow_requantize: also convert tensors that are quantized already (their rounding is kept, and a
             second one added).
         durable: wait until the disk has it; False for who goes on to write into the file and waits then.
+        planned: what :func:`plan_file` said of the same source, type and options, for who has asked already.
 
     Raises:
         InputError: unknown file type; ``source`` missing, cut short or no GGUF; ``destination`` is the
@@ -140,8 +142,8 @@ def quantize(
     _check_destination(source, destination)
     if threads < 0:
         raise InputError(f"threads is {threads}, needed: 0 (all) or more")
-    tensors = _dry_run(source, file_type, options)
-    _check_space(source, destination, tensors)
+    planned = planned or plan_file(source, file_type, options)
+    _check_space(destination, planned)
     with _beside(destination, durable=durable) as partial:
         code, log = _run(
             source,
@@ -159,7 +161,7 @@ def quantize(
                 cause=reason,
                 hint=_failure_hint(reason, destination),
             )
-        _check_result(partial, destination, file_type, tensors)
+        _check_result(partial, destination, file_type, planned)
 
 
 def _check_source(source: Path, file_type: str) -> None:
@@ -189,17 +191,16 @@ def _size(source: Path, tensors: dict[str, _Tensor]) -> int:
     return header + sum(t.size(t.target) for t in tensors.values())
 
 
-def _check_space(source: Path, destination: Path, tensors: dict[str, _Tensor]) -> None:
-    needed = _size(source, tensors)
+def _check_space(destination: Path, planned: FilePlan) -> None:
     free = shutil.disk_usage(destination.parent).free
-    if needed > free:
+    if planned.bytes > free:
         raise InputError(
-            f"not enough disk space in {destination.parent}: {needed:,} bytes needed, {free:,} free",
+            f"not enough disk space in {destination.parent}: {planned.bytes:,} bytes needed, {free:,} free",
             hint="free some space, or choose another directory or a smaller file type",
         )
 
 
-def _check_result(partial: Path, destination: Path, file_type: str, tensors: dict[str, _Tensor]) -> None:
+def _check_result(partial: Path, destination: Path, file_type: str, planned: FilePlan) -> None:
     # llama.cpp writes through a stream that does not report every failed write (full disk, quota).
     try:
         written = {name: tensor.source for name, tensor in _dry_run(partial, file_type).items()}
@@ -209,10 +210,11 @@ def _check_result(partial: Path, destination: Path, file_type: str, tensors: dic
             cause=error.cause or error.message,
             hint="check the free disk space and any quota",
         ) from error
-    expected = {name: tensor.target for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | written.keys()):
-        if expected.get(name) != written.get(name):
-            raise LlamaError(f"tensor {name} of {destination} is {written.get(name)}, planned: {expected.get(name)}")
+    for name in sorted(planned.types.keys() | written.keys()):
+        if planned.types.get(name) != written.get(name):
+            raise LlamaError(
+                f"tensor {name} of {destination} is {written.get(name)}, planned: {planned.types.get(name)}"
+            )
 
 
 def _failure_hint(reason: str | None, destination: Path) -> str | None:
