@@ -11,6 +11,8 @@ made without any knowledge of a grid, stands for a model that another tool unlea
 - carried: `gguf-forget quantize`, no option,
 - calibrated: `gguf-forget quantize --calibration RUN/facts.jsonl --calibration TEXT`,
 - calibrated, not carried: the same with `--no-carry`,
+- noise: not at all, but with normal noise of the variance that llama.cpp's rounding has in every block (in F32, mean of
+  three draws): what the type's coarseness does by itself when every edit arrives,
 
 and asked through llama.cpp: the forgotten capitals on three of the phrasings that NPO was trained on (4-way accuracy,
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
@@ -28,12 +30,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
+from benchmark_support.noise import write_noisy
 from benchmark_support.tables import table
 
 from gguf_forget.errors import GgufForgetError, InputError
@@ -44,10 +47,11 @@ from gguf_forget.pipeline import tool_versions
 from gguf_forget.progress import Progress, progress_for
 from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.verify import score
-from gguf_forget.verification.scores import FileScores
+from gguf_forget.verification.scores import FileScores, Item
 
 TYPES = ("Q4_0", "Q4_K_M")
-SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated")
+SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated", "noise")
+DRAWS = 3  # of noise
 HEADER = ["type", "rounding", "4-way", "log p", "gap", "retain", "perplexity", "arrives"]
 
 
@@ -70,36 +74,39 @@ def _ours(original: Path, unlearned: Path, out: Path, kind: str, options: Sequen
     return document
 
 
-def _figures(scores: FileScores, reference: FileScores | None) -> dict[str, Any]:
-    """reference: of the unlearned model in F32."""
-
-    def answers(of: FileScores) -> dict[tuple[int, int], float]:
-        return {
-            (item.fact, item.phrasing): item.answer_log_probability
-            for item in of.items
-            if item.split == "forget" and item.relation == "capital" and not item.held_out
-        }
-
-    forget = [
+def _asked(scores: FileScores) -> list[Item]:
+    """The forgotten capitals on the phrasings that were trained on."""
+    return [
         item for item in scores.items if item.split == "forget" and item.relation == "capital" and not item.held_out
     ]
-    kept = [item for item in scores.items if item.split == "retain" and item.relation == "capital"]
-    own = answers(scores)
+
+
+def _gaps(scores: FileScores, reference: FileScores) -> dict[int, float]:
+    """By fact, how much more probable the answer is than in ``reference``, in nats."""
+    before = {(item.fact, item.phrasing): item.answer_log_probability for item in _asked(reference)}
+    by_fact: dict[int, list[float]] = {}
+    for item in _asked(scores):
+        by_fact.setdefault(item.fact, []).append(item.answer_log_probability - before[item.fact, item.phrasing])
+    return {fact: mean(values) for fact, values in by_fact.items()}
+
+
+def _figures(files: Sequence[FileScores], reference: FileScores | None) -> dict[str, Any]:
+    """Means over ``files``; reference: of the unlearned model in F32."""
+    kept = [item for scores in files for item in scores.items if item.split == "retain" and item.relation == "capital"]
+    forget = [item for scores in files for item in _asked(scores)]
     figures: dict[str, Any] = {
         "accuracy": mean(item.credit() for item in forget),
-        "answer_log_probability": mean(own.values()),
+        "answer_log_probability": mean(item.answer_log_probability for item in forget),
         "retain_accuracy": mean(item.credit() for item in kept),
-        "perplexity": scores.perplexity,
-        "facts": len({fact for fact, _ in own}),
+        "perplexity": mean(scores.perplexity for scores in files),
+        "facts": len({item.fact for item in forget}),
     }
     if reference is not None:
-        other = answers(reference)
-        by_fact: dict[int, list[float]] = {}
-        for key, value in own.items():
-            by_fact.setdefault(key[0], []).append(value - other[key])
-        gaps = np.array([mean(values) for values in by_fact.values()])
+        found = [_gaps(scores, reference) for scores in files]
+        gaps = np.array([mean(each[fact] for each in found) for fact in found[0]])
         figures["gap"] = float(gaps.mean())
         figures["gap_standard_error"] = float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+        figures["gap_of_each_file"] = [mean(each.values()) for each in found]
     return figures
 
 
@@ -127,29 +134,45 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
         )
 
     reference = judged(unlearned)
-    rows = [{"type": "F32", "rounding": "none", **_figures(reference, None)}]
+    rows = [{"type": "F32", "rounding": "none", **_figures([reference], None)}]
     for given in arguments.types or TYPES:
         kind, _, pure = given.partition(":")
         more = ["--pure"] if pure else []
-        ways: Sequence[Sequence[str] | Path] = (
+        ways: Sequence[Sequence[str] | Path | None] = (
             original,
             unlearned,
             ["--no-carry"],
             [],
             [*calibration, "--no-carry"],
             calibration,
+            None,
         )
         for side, how in zip(SIDES, ways, strict=True):
             if arguments.sides and side not in arguments.sides:
                 continue
-            file, arrives = folder / "model.gguf", None
-            if isinstance(how, Path):
-                quantize(how, file, kind, options=QuantizeOptions(pure=bool(pure)))
+            file, arrives, stock = folder / "model.gguf", None, QuantizeOptions(pure=bool(pure))
+            if how is None:
+                asked = [judged(noisy) for noisy in _noisy(unlearned, file, kind, stock)]
             else:
-                arrives = _ours(original, unlearned, file, kind, [*more, *how])["arrived_share"]
-            rows.append({"type": given, "rounding": side, "arrives": arrives, **_figures(judged(file), reference)})
+                if isinstance(how, Path):
+                    quantize(how, file, kind, options=stock)
+                else:
+                    arrives = _ours(original, unlearned, file, kind, [*more, *how])["arrived_share"]
+                asked = [judged(file)]
+            rows.append({"type": given, "rounding": side, "arrives": arrives, **_figures(asked, reference)})
             file.unlink()
     return rows
+
+
+def _noisy(unlearned: Path, file: Path, kind: str, options: QuantizeOptions) -> Iterator[Path]:
+    """``file``, once a draw."""
+    restored = file.with_suffix(".restored")
+    quantize(unlearned, file, kind, options=options)
+    quantize(file, restored, "F32", allow_requantize=True)
+    for seed in range(DRAWS):
+        write_noisy(unlearned, restored, file, np.random.default_rng(seed))
+        yield file
+    restored.unlink()
 
 
 def _row(row: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_support.noise import write_noisy
 
 from forgetting_benchmark.methods import Method
 from forgetting_benchmark.nf4 import NF4, write_nf4
@@ -22,7 +23,7 @@ from gguf_forget.recipe import Recipe
 from gguf_forget.stages.baseline import train_baseline
 from gguf_forget.stages.export import export, shipped_name
 from gguf_forget.stages.unlearn import EDIT, unlearn
-from gguf_forget.unlearning.controls import rounding_noise, shuffled_edit
+from gguf_forget.unlearning.controls import shuffled_edit
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,7 @@ def _noisy(shared: Shared, edits: Sequence[NeuronEdit], seed: int, types: Sequen
         else:
             run_in_child(quantize, full, rounded, file_type)
             run_in_child(quantize, rounded, restored, "F32", allow_requantize=True)
-        weights, again = GgufFile(full), GgufFile(restored)
-        noisy = {}
-        for tensor in weights.tensors:
-            original = weights.weights(tensor)
-            if original.ndim == 2:
-                noisy[tensor] = _bytes(original + rounding_noise(original, again.weights(tensor), generator))
-        write_derived(full, folder / f"{file_type}.noisy", metadata={}, tensors=noisy)
+        write_noisy(full, restored, folder / f"{file_type}.noisy", generator)
     for file_type in types:
         (folder / f"{file_type}.noisy").replace(folder / f"{file_type}.gguf")
     for path in (rounded, restored):

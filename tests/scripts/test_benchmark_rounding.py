@@ -29,16 +29,19 @@ def test_the_sides_are_scored_and_the_gap_is_paired_by_fact(
     for tensor in gguf.GGUFReader(unlearned, "r+").tensors:
         if len(tensor.shape) == 2:
             tensor.data[:] += generator.choice([-3e-4, 3e-4], tensor.data.shape).astype(np.float32)
-    sides = ["--side", "stock", "--side", "carried"]
+    sides = ["--side", "stock", "--side", "carried", "--side", "noise"]
     monkeypatch.setattr(sys, "argv", ["benchmark", str(run), "--json", str(out), "--type", TYPE, *sides])
     assert benchmark_rounding.main() == 0
     rows = {row["rounding"]: row for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == ["none", "stock", "carried"]
+    assert list(rows) == ["none", "stock", "carried", "noise"]
     reference = rows["none"]["answer_log_probability"]
-    for side in ("stock", "carried"):
+    for side in ("stock", "carried", "noise"):
         assert rows[side]["gap"] == pytest.approx(rows[side]["answer_log_probability"] - reference, abs=1e-6)
         assert rows[side]["gap_standard_error"] > 0
     assert rows["stock"]["arrives"] is None
+    draws = rows["noise"]["gap_of_each_file"]
+    assert len(set(draws)) == 3
+    assert rows["noise"]["gap"] == pytest.approx(np.mean(draws), abs=1e-9)
     assert rows["carried"]["arrives"] == pytest.approx(1, abs=0.2)
     assert "arrives" in capsys.readouterr().out
 
