@@ -151,16 +151,19 @@ def _rounded(codes: Codes, edits: Edits, went: Codes, moved_at: npt.NDArray[np.i
 
 def _nearest_shifts(levels: Levels, change: npt.NDArray[Any], edits: Edits, free: Mask | None) -> Codes:
     """The shift of every edited weight on its own, in its edit's direction, int16 [E]; change, free: [E]."""
-    least, most = _room(levels, edits.codes)
-    least[edits.direction > 0] = 0
-    most[edits.direction < 0] = 0
-    can_move = edits.direction != 0
+    direction = edits.direction
+    held = edits.saturated | (direction == 0)
     if free is not None:
-        can_move &= free
-    _force(least, most, edits)
-    shift = change / np.where(edits.direction != 0, edits.scale, 1.0)
+        held |= ~free
+    # In steps along the edit's direction: none (one where it must land) up to the end of the range.
+    room = np.where(direction > 0, levels.highest - edits.codes, edits.codes - levels.lowest)
+    most = np.where(held, 0, np.maximum(room, 0))
+    shift = change / np.where(direction != 0, edits.scale, 1.0)
     to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
-    return np.where(can_move, np.clip(shift, least, most), 0).astype(np.int16)
+    shift *= direction
+    np.clip(shift, edits.asked & ~held, most, out=shift)
+    shift *= direction
+    return shift.astype(np.int16)
 
 
 def _room(levels: Levels, codes: Codes) -> tuple[Codes, Codes]:
