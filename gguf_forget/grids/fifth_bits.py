@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codes
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codes, part_of, write_part
 
 # For every value of a byte of qh its eight bits as eight bytes, 16 where one is set; one lookup a byte.
 _SPREAD = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") << 4).view(np.uint64)[:, 0]
 
 
-def unpack_fives(high: Bytes, nibbles: Bytes) -> Codes:
-    """Codes 0…31, int16 [blocks, 32], of qh, uint8 [blocks, 4], and qs, uint8 [blocks, 16]."""
-    codes = np.empty((len(nibbles), 32), dtype=np.int16)
-    np.bitwise_and(nibbles, 0x0F, out=codes[:, :16])
-    np.right_shift(nibbles, 4, out=codes[:, 16:])
-    codes |= _SPREAD[high].view(np.uint8)
-    return codes
+def unpack_fives(blocks: Bytes, at: int) -> Codes:
+    """Codes 0…31, int16 [blocks, 32], of qh at byte ``at`` of every block and qs behind it."""
+    codes = split_fields(part_of(blocks, at + 4, at + 20), 4).reshape(-1, 32)
+    codes |= _SPREAD.take(part_of(blocks, at, at + 4)).view(np.uint8)
+    return codes.astype(np.int16)
 
 
-def pack_fives(codes: Codes, high: Bytes, nibbles: Bytes) -> None:
-    """The inverse, written into ``high`` and ``nibbles``."""
+def pack_fives(codes: Codes, blocks: Bytes, at: int) -> None:
+    """The inverse, written into ``blocks``."""
     fives = codes.astype(np.uint8)
     # Flat: packing along rows of 32 takes eight times as long.
-    high[:] = np.packbits((fives > 15).ravel(), bitorder="little").reshape(-1, 4)
-    low = fives[:, 16:] << 4
-    low |= fives[:, :16] & 0x0F
-    nibbles[:] = low
+    write_part(blocks, at, np.packbits((fives > 15).ravel(), bitorder="little").reshape(-1, 4))
+    write_part(blocks, at + 4, join_fields(fives.reshape(-1, 2, 16), 4))

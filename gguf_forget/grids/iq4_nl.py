@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 # ggml's ``kvalues_iq4nl``
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
@@ -21,15 +22,13 @@ TABLE.flags.writeable = False
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, 2:]  # [blocks, 16]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1).astype(np.int16)
+    codes = split_fields(part_of(blocks, 2, 18), 4).reshape(-1, 32).astype(np.int16)
     scale = read_float16(blocks, 0)
     return codes, scale, np.zeros_like(scale)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    quads = codes.astype(np.uint8)
-    blocks[:, 2:] = quads[:, :16] | quads[:, 16:] << 4
+    write_part(blocks, 2, join_fields(codes.astype(np.uint8).reshape(-1, 2, 16), 4))
 
 
 CODEC = Codec(

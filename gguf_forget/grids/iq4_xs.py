@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from gguf_forget.grids.bit_fields import join_fields, split_fields
 from gguf_forget.grids.iq4_nl import TABLE
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, 8:].reshape(-1, 8, 16)  # [blocks, s, l]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, s, 16 half + l]
+    codes = split_fields(part_of(blocks, 8, 136).reshape(-1, 8, 16), 4)  # [blocks, s, half, l]
     high = blocks[:, 2:4, None] >> PAIR_SHIFTS[:, 0] & 3  # [blocks, byte, s % 4]
     low = np.stack([blocks[:, 4:8] & 0x0F, blocks[:, 4:8] >> 4], axis=2)  # [blocks, j, s % 2]
     multiplier = low.reshape(-1, 8) | high.reshape(-1, 8) << 4
@@ -32,7 +32,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
     quads = codes.astype(np.uint8).reshape(-1, 8, 2, 16)  # [blocks, s, half, l]
-    blocks[:, 8:] = (quads[:, :, 0] | quads[:, :, 1] << 4).reshape(-1, 128)
+    write_part(blocks, 8, join_fields(quads, 4).reshape(-1, 128))
 
 
 CODEC = Codec(

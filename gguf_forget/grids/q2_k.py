@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    codes = blocks[:, 16:80].reshape(-1, 2, 1, 32) >> PAIR_SHIFTS & 3  # [blocks, h, g, l]
+    codes = split_fields(part_of(blocks, 16, 80).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
     scales = blocks[:, :16]
     # float16 times four bits, times two bits: exact in float32, so only the subtraction rounds, once.
     scale = read_float16(blocks, 80) * (scales & 0x0F).astype(np.float32)
@@ -28,8 +29,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    pairs = codes.astype(np.uint8).reshape(-1, 2, 4, 32) << PAIR_SHIFTS  # [blocks, h, g, l], disjoint bits
-    blocks[:, 16:80] = np.bitwise_or.reduce(pairs, axis=2).reshape(-1, 64)
+    write_part(blocks, 16, join_fields(codes.astype(np.uint8).reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
 
 
 CODEC = Codec(

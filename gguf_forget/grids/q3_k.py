@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    low = blocks[:, 32:96].reshape(-1, 2, 1, 32) >> PAIR_SHIFTS & 3  # [blocks, h, g, l]
-    high = np.unpackbits(blocks[:, :32, None], axis=2, bitorder="little")  # [blocks, l, 4 h + g]
-    codes = low.reshape(-1, 256) | high.swapaxes(1, 2).reshape(-1, 256) << 2
+    low = split_fields(part_of(blocks, 32, 96).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
+    high = split_fields(part_of(blocks, 0, 32), 1)  # [blocks, 4 h + g, l]
+    codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 2
     nibbles = blocks[:, 96:104]
     fifths = blocks[:, 104:108].reshape(-1, 1, 4) >> PAIR_SHIFTS & 3  # [blocks, i, j]
     multiplier = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifths.reshape(-1, 16) << 4
@@ -34,10 +35,8 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
     threes = codes.astype(np.uint8)
-    pairs = (threes & 3).reshape(-1, 2, 4, 32) << PAIR_SHIFTS  # [blocks, h, g, l], disjoint bits
-    blocks[:, 32:96] = np.bitwise_or.reduce(pairs, axis=2).reshape(-1, 64)
-    high = (threes >> 2).reshape(-1, 8, 32)  # [blocks, 4 h + g, l]
-    blocks[:, :32] = np.packbits(high, axis=1, bitorder="little")[:, 0]
+    write_part(blocks, 32, join_fields(threes.reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
+    write_part(blocks, 0, join_fields((threes >> 2).reshape(-1, 8, 32), 1))
 
 
 CODEC = Codec(

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, 4:]  # [blocks, 16]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1).astype(np.int16)
+    codes = split_fields(part_of(blocks, 4, 20), 4).reshape(-1, 32).astype(np.int16)
     return codes, read_float16(blocks, 0), read_float16(blocks, 2)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    quads = codes.astype(np.uint8)
-    blocks[:, 4:] = quads[:, :16] | quads[:, 16:] << 4
+    write_part(blocks, 4, join_fields(codes.astype(np.uint8).reshape(-1, 2, 16), 4))
 
 
 CODEC = Codec(

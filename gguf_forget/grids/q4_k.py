@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 from gguf_forget.grids.six_bit_scales import unpack_scales
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    multiplier, minimum = unpack_scales(blocks[:, 4:16])  # [blocks, 8] each
-    nibbles = blocks[:, 16:].reshape(-1, 4, 32)  # [blocks, g, l]
-    codes = np.stack([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, g, half, l]
+    multiplier, minimum = unpack_scales(part_of(blocks, 4, 16))  # [blocks, 8] each
+    codes = split_fields(part_of(blocks, 16, 144).reshape(-1, 4, 32), 4)  # [blocks, g, half, l]
     # float16 times six bits, times four bits: exact in float32, so only the subtraction rounds, once.
     scale = read_float16(blocks, 0) * multiplier.astype(np.float32)
     offset = -(read_float16(blocks, 2) * minimum.astype(np.float32))
@@ -30,7 +30,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
     halves = codes.astype(np.uint8).reshape(-1, 4, 2, 32)  # [blocks, g, half, l]
-    blocks[:, 16:] = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(-1, 128)
+    write_part(blocks, 16, join_fields(halves, 4).reshape(-1, 128))
 
 
 CODEC = Codec(

@@ -20,11 +20,11 @@ from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
     scale = read_float16(blocks, 0)
-    return unpack_fives(blocks[:, 2:6], blocks[:, 6:]), scale, np.float32(-16) * scale
+    return unpack_fives(blocks, 2), scale, np.float32(-16) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    pack_fives(codes, blocks[:, 2:6], blocks[:, 6:])
+    pack_fives(codes, blocks, 2)
 
 
 CODEC = Codec(

@@ -15,11 +15,11 @@ from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    return unpack_fives(blocks[:, 4:8], blocks[:, 8:]), read_float16(blocks, 0), read_float16(blocks, 2)
+    return unpack_fives(blocks, 4), read_float16(blocks, 0), read_float16(blocks, 2)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    pack_fives(codes, blocks[:, 4:8], blocks[:, 8:])
+    pack_fives(codes, blocks, 4)
 
 
 CODEC = Codec(

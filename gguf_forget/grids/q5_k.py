@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 from gguf_forget.grids.six_bit_scales import unpack_scales
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    multiplier, minimum = unpack_scales(blocks[:, 4:16])  # [blocks, 8] each
-    nibbles = blocks[:, 48:].reshape(-1, 4, 32)  # [blocks, g, l]
-    low = np.stack([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, g, half, l]
-    high = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little")  # [blocks, l, 2 g + half]
-    codes = low.reshape(-1, 256) | high.swapaxes(1, 2).reshape(-1, 256) << 4
+    multiplier, minimum = unpack_scales(part_of(blocks, 4, 16))  # [blocks, 8] each
+    low = split_fields(part_of(blocks, 48, 176).reshape(-1, 4, 32), 4)  # [blocks, g, half, l]
+    high = split_fields(part_of(blocks, 16, 48), 1)  # [blocks, 2 g + half, l]
+    codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
     # float16 times six bits, times five bits: exact in float32, so only the subtraction rounds, once.
     scale = read_float16(blocks, 0) * multiplier.astype(np.float32)
     offset = -(read_float16(blocks, 2) * minimum.astype(np.float32))
@@ -33,9 +33,8 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
     fives = codes.astype(np.uint8).reshape(-1, 8, 32)  # [blocks, 2 g + half, l]
-    low = fives & 0x0F
-    blocks[:, 48:] = (low[:, 0::2] | low[:, 1::2] << 4).reshape(-1, 128)
-    blocks[:, 16:48] = np.packbits(fives >> 4, axis=1, bitorder="little")[:, 0]
+    write_part(blocks, 48, join_fields(fives.reshape(-1, 4, 2, 32), 4).reshape(-1, 128))
+    write_part(blocks, 16, join_fields(fives >> 4, 1))
 
 
 CODEC = Codec(

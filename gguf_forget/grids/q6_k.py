@@ -16,24 +16,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.bit_fields import join_fields, split_fields
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    nibbles = blocks[:, :128].reshape(-1, 2, 64)  # [blocks, h, 32 (g % 2) + l]
-    low = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=2)  # [blocks, h, 32 g + l]
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> PAIR_SHIFTS & 3  # [blocks, h, g, l]
-    codes = low | high.reshape(-1, 2, 128) << 4
-    scale = read_float16(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return codes.reshape(-1, 256).astype(np.int16), scale, np.float32(-32) * scale
+    low = split_fields(part_of(blocks, 0, 128).reshape(-1, 2, 64), 4)  # [blocks, h, g // 2, 32 (g % 2) + l]
+    high = split_fields(part_of(blocks, 128, 192).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
+    codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
+    scale = read_float16(blocks, 208) * part_of(blocks, 192, 208).view(np.int8).astype(np.float32)
+    return codes.astype(np.int16), scale, np.float32(-32) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    sixes = codes.astype(np.uint8).reshape(-1, 2, 128)  # [blocks, h, 32 g + l]
-    low = sixes & 0x0F
-    blocks[:, :128] = (low[:, :, :64] | low[:, :, 64:] << 4).reshape(-1, 128)
-    high = (sixes >> 4).reshape(-1, 2, 4, 32) << PAIR_SHIFTS  # [blocks, h, g, l], four disjoint bit pairs
-    blocks[:, 128:192] = np.bitwise_or.reduce(high, axis=2).reshape(-1, 64)
+    sixes = codes.astype(np.uint8)
+    write_part(blocks, 0, join_fields(sixes.reshape(-1, 2, 2, 64), 4).reshape(-1, 128))
+    write_part(blocks, 128, join_fields((sixes >> 4).reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
 
 
 CODEC = Codec(

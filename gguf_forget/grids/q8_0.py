@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
 
 
 def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
     scale = read_float16(blocks, 0)
-    return blocks[:, 2:].view(np.int8).astype(np.int16), scale, np.zeros_like(scale)
+    return part_of(blocks, 2, 34).view(np.int8).astype(np.int16), scale, np.zeros_like(scale)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
-    blocks[:, 2:] = codes.astype(np.int8).view(np.uint8)
+    write_part(blocks, 2, codes.astype(np.int8).view(np.uint8))
 
 
 CODEC = Codec(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, read_float16
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, part_of, read_float16
 from gguf_forget.grids.six_bit_scales import unpack_scales
 
 Integers = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ def _write_nothing(blocks: Bytes, multiplier: Integers, minimum: Integers) -> No
 
 
 def _read_six_bits(blocks: Bytes) -> tuple[Integers, Integers]:
-    multiplier, minimum = unpack_scales(blocks[:, 4:16])
+    multiplier, minimum = unpack_scales(part_of(blocks, 4, 16))
     return multiplier.astype(np.int64), minimum.astype(np.int64)
 
 

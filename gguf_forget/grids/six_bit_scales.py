@@ -15,10 +15,16 @@ import numpy as np
 
 from gguf_forget.grids.layout import Bytes
 
+_SIX_BITS, _FOUR_BITS, _TWO_BITS = (np.uint32(mask) for mask in (0x3F3F3F3F, 0x0F0F0F0F, 0x03030303))
+
 
 def unpack_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
     """uint8 [blocks, 12] to sc and m, uint8 [blocks, 8] each."""
-    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    multiplier = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
-    minimum = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
-    return multiplier, minimum
+    # Four bytes at a time, as in ggml: bits that a shift carries into the next byte are masked out.
+    first, second, third = np.ascontiguousarray(packed).view(np.uint32).T
+    multiplier, minimum = (np.empty((len(packed), 2), dtype=np.uint32) for _ in range(2))
+    multiplier[:, 0] = first & _SIX_BITS
+    multiplier[:, 1] = third & _FOUR_BITS | (first >> 6 & _TWO_BITS) << 4
+    minimum[:, 0] = second & _SIX_BITS
+    minimum[:, 1] = third >> 4 & _FOUR_BITS | (second >> 6 & _TWO_BITS) << 4
+    return multiplier.view(np.uint8), minimum.view(np.uint8)
