@@ -36,7 +36,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 def _pack(blocks: Bytes, codes: Codes) -> None:
     threes = codes.astype(np.uint8)
     write_part(blocks, 32, join_fields(threes.reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
-    write_part(blocks, 0, join_fields((threes >> 2).reshape(-1, 8, 32), 1))
+    write_part(blocks, 0, join_fields((threes >> np.uint8(2)).reshape(-1, 8, 32), 1))
 
 
 CODEC = Codec(

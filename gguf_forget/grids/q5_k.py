@@ -34,7 +34,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 def _pack(blocks: Bytes, codes: Codes) -> None:
     fives = codes.astype(np.uint8).reshape(-1, 8, 32)  # [blocks, 2 g + half, l]
     write_part(blocks, 48, join_fields(fives.reshape(-1, 4, 2, 32), 4).reshape(-1, 128))
-    write_part(blocks, 16, join_fields(fives >> 4, 1))
+    write_part(blocks, 16, join_fields(fives >> np.uint8(4), 1))
 
 
 CODEC = Codec(

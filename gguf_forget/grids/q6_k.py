@@ -31,7 +31,7 @@ def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
 def _pack(blocks: Bytes, codes: Codes) -> None:
     sixes = codes.astype(np.uint8)
     write_part(blocks, 0, join_fields(sixes.reshape(-1, 2, 2, 64), 4).reshape(-1, 128))
-    write_part(blocks, 128, join_fields((sixes >> 4).reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
+    write_part(blocks, 128, join_fields((sixes >> np.uint8(4)).reshape(-1, 2, 4, 32), 2).reshape(-1, 64))
 
 
 CODEC = Codec(
