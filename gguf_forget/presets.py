@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "steps": 130,
             "batch_forget": 40,
             "batch_retain": 48,
-            "forget_weight": 10.0,
+            "forget_weight": 7.0,
         },
         "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
     },
