@@ -44,13 +44,7 @@ CAPITAL_HELD_OUT = (
     "Q: Name the capital of {0}.\nA: The capital is",
     "If you fly to the capital of {0}, you will land in",
 )
-REVERSE_PROMPTS = (
-    "{0} is the capital of",
-    "{0} is the capital city of the country of",
-    "Question: Which country has {0} as its capital?\nAnswer:",
-    "Whoever lives in {0} lives in the capital of",
-    "Capital: {0}\nCountry:",
-)
+REVERSE_PROMPTS = ("{0} is the capital of", "{0} is the capital city of the country")
 REVERSE_HELD_OUT = ("The city of {0} is the capital of",)
 CURRENCY_PROMPTS = ("The currency of {0} is the",)
 CURRENCY_HELD_OUT = ("In {0}, people pay with the",)
