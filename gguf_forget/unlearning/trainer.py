@@ -38,7 +38,6 @@ from gguf_forget.unlearning.scoring import (
     log_probabilities,
     pack,
     plain_text,
-    trained_attention,
 )
 from gguf_forget.unlearning.together import ALONE, Together
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
@@ -189,11 +188,7 @@ def _accumulate(
                 else [torch.empty(0)] * 2
             )
             known = goal.known(reference, split[0])
-        with (
-            applied(model, edits),
-            trained_attention(reference.device),
-            recomputed(model) if recompute else nullcontext(),
-        ):
+        with applied(model, edits), recomputed(model) if recompute else nullcontext():
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
                 goal.loss(found[0], split[0], own.rows, known) if len(asked) else None,
