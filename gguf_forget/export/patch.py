@@ -32,8 +32,6 @@ from gguf_forget.rounding import (
 
 WEIGHTS_AT_ONCE = 1 << 18  # what stays in a processor's cache
 FLOAT_TYPES = ("F32", "F16", "BF16")
-OUTSIDE_MASK = ("frozen", "compensate")
-AIMS = ("weights", "edit")
 Mapped = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
