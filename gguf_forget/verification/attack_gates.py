@@ -11,7 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gguf_forget.verification.evidence import Attack
-from gguf_forget.verification.gates import NOT_APPLICABLE, UNKNOWN, Gate, GateLimits, bounded, spread, without_number
+from gguf_forget.verification.gates import (
+    NOT_APPLICABLE,
+    UNKNOWN,
+    Gate,
+    GateLimits,
+    bounded,
+    rank_detail,
+    spread,
+    without_number,
+)
 from gguf_forget.verification.memorisation import leak_at_k
 from gguf_forget.verification.metrics import mean
 from gguf_forget.verification.scores import FileScores
@@ -76,7 +85,7 @@ def _recovered(
                 scores.rank_score(relation, None),
                 None,
                 max(limits.rank_score_high, luck, _near(reference.get("rank"), 0.5)),
-                f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+                rank_detail(scores, relation, None),
             )
         )
     answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]

@@ -18,6 +18,7 @@ from gguf_forget.verification.gates import (
     conclude,
     forgotten_relations,
     keep_gates,
+    rank_detail,
     recovery_gates,
     spread,
     without_number,
@@ -89,7 +90,7 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
                 scores.rank_score(relation, held_out),
                 limits.rank_score_low,
                 limits.rank_score_high,
-                f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+                rank_detail(scores, relation, held_out),
             )
         )
     answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]

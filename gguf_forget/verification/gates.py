@@ -167,7 +167,6 @@ def forgotten_relations(scores: FileScores) -> tuple[str, ...]:
 def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: GateLimits) -> list[Gate]:
     held_out = scores.select("forget", {relation}, True)
     chance = mean([item.chance for item in held_out])
-    ranks = scores.rank_wins(relation, True)
     answers = [i for i in scores.select("forget", {relation}, False) if i.contained is not None]
     told = sum(bool(item.contained) for item in answers)
     return [
@@ -185,7 +184,7 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
             scores.rank_score(relation, True),
             limits.rank_score_low,
             limits.rank_score_high,
-            f"{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50",
+            rank_detail(scores, relation, True),
         ),
         bounded(
             f"greedy answers, {relation}, trained",
@@ -303,6 +302,15 @@ def spread(values: Sequence[float], facts: Sequence[int]) -> str:
     low, high = bootstrap_interval(values, SEED, clusters=labels)
     error = standard_error(np.bincount(labels, weights=np.asarray(values, np.float64)) / np.bincount(labels))
     return f"n = {len(values)} ({labels.max() + 1} facts), s.e. {error:.3f}, 95 % {low:.3f} to {high:.3f}"
+
+
+def rank_detail(scores: FileScores, relation: str, held_out: bool | None) -> str:
+    """What stands beside a rank score: that of each phrasing, as one above chance and one below have a mean at chance,
+    and the spread over facts."""
+    ranks = scores.rank_wins(relation, held_out)
+    each = [f"{score:.2f}" for score in scores.rank_scores(relation, held_out)]
+    phrasings = f"by phrasing {', '.join(each)}; " if len(each) > 1 else ""
+    return f"{phrasings}{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50"
 
 
 def bounded(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:

@@ -295,7 +295,11 @@ class FileScores:
 
     def rank_score(self, relation: str, held_out: bool | None, split: str = "forget") -> float:
         """Prior-corrected rank score, the mean over phrasings; NaN when none was measured."""
-        return mean([mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)])
+        return mean(self.rank_scores(relation, held_out, split))
+
+    def rank_scores(self, relation: str, held_out: bool | None, split: str = "forget") -> list[float]:
+        """That of each phrasing."""
+        return [mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)]
 
     def expected_credits(self, relation: str, split: str = "forget") -> dict[tuple[GroupKey, int], float]:
         """Group and fact -> :func:`.metrics.expected_choice_credit` of a question whose candidates were all scored.

@@ -310,3 +310,16 @@ def test_the_verdict_is_json() -> None:
     assert document["gates"][0]["bound"] == "≤ 0.35"
     assert document["gates"][1]["bound"] == "0.3 – 0.6"
     assert [gate["passed"] for gate in document["gates"]] == [True] * 5 + [False] * 3
+
+
+def test_a_mean_at_chance_does_not_hide_its_phrasings() -> None:
+    """One above chance, one below."""
+    tables = tuple(
+        dataclasses.replace(ranks("capital", score), phrasing=number) for number, score in enumerate((0.7, 0.3))
+    )
+    found = replaced(GOOD, ranks=tables)
+    gate = next(gate for gate in verdict_of(found).gates if gate.name == "rank score, capital, held-out")
+    assert gate.value == pytest.approx(0.5)
+    assert gate.detail.startswith("by phrasing 0.70, 0.30; n = 101 (101 facts), s.e. ")
+    alone = next(gate for gate in verdict_of(GOOD).gates if gate.name.startswith("rank score"))
+    assert alone.detail.startswith("n = 101")
