@@ -305,8 +305,10 @@ def spread(values: Sequence[float], facts: Sequence[int]) -> str:
 
 
 def rank_detail(scores: FileScores, relation: str, held_out: bool | None) -> str:
-    """What stands beside a rank score: that of each phrasing, as one above chance and one below have a mean at chance,
-    and the spread over facts."""
+    """What stands beside a rank score: the score of each phrasing, and the spread over facts.
+
+    A phrasing above chance and one below have a mean at chance, where neither is.
+    """
     ranks = scores.rank_wins(relation, held_out)
     each = [f"{score:.2f}" for score in scores.rank_scores(relation, held_out)]
     phrasings = f"by phrasing {', '.join(each)}; " if len(each) > 1 else ""

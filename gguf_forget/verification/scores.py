@@ -298,7 +298,7 @@ class FileScores:
         return mean(self.rank_scores(relation, held_out, split))
 
     def rank_scores(self, relation: str, held_out: bool | None, split: str = "forget") -> list[float]:
-        """That of each phrasing."""
+        """Prior-corrected rank score of each phrasing that was ranked, in the order asked."""
         return [mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)]
 
     def expected_credits(self, relation: str, split: str = "forget") -> dict[tuple[GroupKey, int], float]:
