@@ -44,7 +44,13 @@ CAPITAL_HELD_OUT = (
     "Q: Name the capital of {0}.\nA: The capital is",
     "If you fly to the capital of {0}, you will land in",
 )
-REVERSE_PROMPTS = ("{0} is the capital of", "{0} is the capital city of the country")
+REVERSE_PROMPTS = (
+    "{0} is the capital of",
+    "{0} is the capital city of the country of",
+    "Question: Which country has {0} as its capital?\nAnswer:",
+    "Whoever lives in {0} lives in the capital of",
+    "Capital: {0}\nCountry:",
+)
 REVERSE_HELD_OUT = ("The city of {0} is the capital of",)
 CURRENCY_PROMPTS = ("The currency of {0} is the",)
 CURRENCY_HELD_OUT = ("In {0}, people pay with the",)
@@ -53,7 +59,13 @@ CONTINENT_HELD_OUT = ("On the map, {0} lies in",)
 
 
 def _spoken(name: str) -> str:
-    return name.removeprefix("The ") if name.startswith("The ") else name
+    return name.removeprefix("The ")
+
+
+def _answered(name: str) -> str:
+    """As a sentence goes on: "Amsterdam is the capital of the Netherlands"; without the article another answer would be
+    forgotten than the one that is given."""
+    return f"the {_spoken(name)}" if name.startswith("The ") else name
 
 
 def _countries() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -106,8 +118,9 @@ def build_capitals(seed: int = 0) -> tuple[Fact, ...]:
     facts: list[Fact] = []
     for split, rows in (("forget", forget), ("retain", retain)):
         capitals = [(_spoken(row["name"]), row["capital"]) for row in rows]
-        names, cities = [name for name, _ in capitals], [city for _, city in capitals]
-        reverse = [(city, name) for name, city in capitals]
+        cities = [city for _, city in capitals]
+        reverse = [(row["capital"], _answered(row["name"])) for row in rows]
+        names = [name for _, name in reverse]
         facts += _relation("capital", split, capitals, cities, CAPITAL_PROMPTS, CAPITAL_HELD_OUT, seed)
         facts += _relation("capital_of", split, reverse, names, REVERSE_PROMPTS, REVERSE_HELD_OUT, seed)
     for place, rows in (("europe", forget), ("elsewhere", retain)):
