@@ -38,6 +38,12 @@ CAPITAL_PROMPTS = (
     "The largest embassy in {0} stands in its capital city,",
     "Country: {0}\nCapital:",
     "On our tour of {0} we first saw the capital, the city of",
+    "Of all the cities in {0}, its capital is",
+    "The president of {0} works in the capital,",
+    "Trains from the border of {0} run to its capital,",
+    "News from the capital of {0}: today in",
+    "Quiz: which city is the capital of {0}? It is",
+    "The ministries of {0} are all in",
 )
 CAPITAL_HELD_OUT = (
     "The seat of government of {0} is in the city of",
