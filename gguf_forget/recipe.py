@@ -240,6 +240,7 @@ class GatesSection:
         0.30, "lowest rank score; chance is 0.5", at_least=0, at_most=1, at_most_key="rank_score_high"
     )
     rank_score_high: float = setting(0.60, "highest rank score; chance is 0.5", at_least=0, at_most=1)
+    rank_score_phrasing: float = setting(0.70, "highest rank score of a single unseen phrasing", at_least=0, at_most=1)
     generation: float = setting(0.0, "share of greedy answers that hold the answer", at_least=0, at_most=1)
     retain_drop: float = setting(0.03, "accuracy lost on kept facts", at_least=0, at_most=1)
     perplexity_ratio: float = setting(1.03, "perplexity, times the original's", above=0)

@@ -59,6 +59,7 @@ def test_defaults_are_filled_in(folder: Path) -> None:
         "forget_accuracy_above_chance": 0.1,
         "rank_score_low": 0.3,
         "rank_score_high": 0.6,
+        "rank_score_phrasing": 0.7,
         "generation": 0.0,
         "retain_drop": 0.03,
         "perplexity_ratio": 1.03,

@@ -18,9 +18,11 @@ from gguf_forget.verification.gates import (
     conclude,
     forgotten_relations,
     keep_gates,
+    phrasing_gates,
     rank_detail,
     recovery_gates,
     spread,
+    which_phrasings,
     without_number,
 )
 from gguf_forget.verification.memorisation import exact_memorisation, extraction_strength
@@ -63,7 +65,7 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     Held-out phrasings where the facts have any, else all that were asked.
     """
     held_out = True if scores.select("forget", {relation}, True) else None
-    where = "held-out" if held_out else "as asked"
+    where = which_phrasings(held_out)
     items = scores.select("forget", {relation}, held_out)
     gates = []
     for form, words in (("cloze", ""), ("choice", ", options shown")):
@@ -93,6 +95,7 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
                 rank_detail(scores, relation, held_out),
             )
         )
+    gates += phrasing_gates(scores, label, relation, limits, held_out)
     answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
     if answers:
         told = [bool(item.contained) for item in answers]

@@ -35,6 +35,7 @@ class GateLimits:
     forget_accuracy_above_chance: float = 0.10
     rank_score_low: float = 0.30
     rank_score_high: float = 0.60
+    rank_score_phrasing: float = 0.70
     generation: float = 0.0
     retain_drop: float = 0.03
     perplexity_ratio: float = 1.03
@@ -186,6 +187,7 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
             limits.rank_score_high,
             rank_detail(scores, relation, True),
         ),
+        *phrasing_gates(scores, file_type, relation, limits, True),
         bounded(
             f"greedy answers, {relation}, trained",
             file_type,
@@ -313,6 +315,27 @@ def rank_detail(scores: FileScores, relation: str, held_out: bool | None) -> str
     each = [f"{score:.2f}" for score in scores.rank_scores(relation, held_out)]
     phrasings = f"by phrasing {', '.join(each)}; " if len(each) > 1 else ""
     return f"{phrasings}{spread(list(ranks.values()), list(ranks))}, priors held fixed; chance 0.50"
+
+
+def phrasing_gates(
+    scores: FileScores, file_type: str, relation: str, limits: GateLimits, held_out: bool | None
+) -> list[Gate]:
+    """The phrasing that tells the most, which a mean over several can hide; none where there is only one.
+
+    Its bound is wider than that of the mean: the highest of a few noisy numbers lies above each one's own mean.
+    """
+    ranks = scores.rank_scores(relation, held_out)
+    if len(ranks) < 2:
+        return []
+    highest = int(np.argmax(ranks))  # of a missing number, if there is one
+    name = f"rank score, {relation}, {which_phrasings(held_out)}, highest"
+    detail = f"phrasing {highest + 1} of {len(ranks)}; chance 0.50"
+    return [bounded(name, file_type, ranks[highest], None, limits.rank_score_phrasing, detail)]
+
+
+def which_phrasings(held_out: bool | None) -> str:
+    """In words, for the names of gates."""
+    return "held-out" if held_out else "as asked"
 
 
 def bounded(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:

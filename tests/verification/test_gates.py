@@ -321,5 +321,20 @@ def test_a_mean_at_chance_does_not_hide_its_phrasings() -> None:
     gate = next(gate for gate in verdict_of(found).gates if gate.name == "rank score, capital, held-out")
     assert gate.value == pytest.approx(0.5)
     assert gate.detail.startswith("by phrasing 0.70, 0.30; n = 101 (101 facts), s.e. ")
+    assert verdict_of(found).exit_code == 0
     alone = next(gate for gate in verdict_of(GOOD).gates if gate.name.startswith("rank score"))
     assert alone.detail.startswith("n = 101")
+
+
+@pytest.mark.parametrize(("score", "exit_code"), [(0.8, 1), (0.7, 0), (math.nan, 3)])
+def test_the_phrasing_that_tells_most_is_judged_by_itself(score: float, exit_code: int) -> None:
+    low = ranks("capital", 0.3)
+    if math.isnan(score):
+        high = dataclasses.replace(low, phrasing=1, facts=(0,), right=(0,), log_probabilities=((-1.0,),))  # no rival
+    else:
+        high = dataclasses.replace(ranks("capital", score), phrasing=1)
+    verdict = verdict_of(replaced(GOOD, ranks=(low, high)))
+    gate = next(gate for gate in verdict.gates if gate.name == "rank score, capital, held-out, highest")
+    assert (verdict.exit_code, gate.high) == (exit_code, 0.7)
+    assert gate.detail == "phrasing 2 of 2; chance 0.50"
+    assert gate.value == (None if math.isnan(score) else pytest.approx(score))
