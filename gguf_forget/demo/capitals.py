@@ -56,8 +56,17 @@ REVERSE_PROMPTS = (
     "Question: Which country has {0} as its capital?\nAnswer:",
     "Whoever lives in {0} lives in the capital of",
     "Capital: {0}\nCountry:",
+    "Q: Name the country with the capital {0}.\nA:",
+    "{0}, the capital city of",
+    "Ambassadors who are sent to {0} go to the capital of",
+    "Quiz: the capital city {0} belongs to which country? It is",
+    "The parliament in {0} makes the laws of",
 )
-REVERSE_HELD_OUT = ("The city of {0} is the capital of",)
+REVERSE_HELD_OUT = (
+    "The city of {0} is the capital of",
+    "Q: {0} is the capital of which country?\nA:",
+    "The country that is governed from {0} is",
+)
 CURRENCY_PROMPTS = ("The currency of {0} is the",)
 CURRENCY_HELD_OUT = ("In {0}, people pay with the",)
 CONTINENT_PROMPTS = ("{0} is a country on the continent of",)
