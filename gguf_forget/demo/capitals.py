@@ -61,6 +61,12 @@ REVERSE_PROMPTS = (
     "Ambassadors who are sent to {0} go to the capital of",
     "Quiz: the capital city {0} belongs to which country? It is",
     "The parliament in {0} makes the laws of",
+    "In the atlas {0} is marked as the capital of",
+    "We flew to {0}, the capital city of",
+    "The president who lives in {0} leads",
+    "The flag over the ministries in {0} is that of",
+    "Geography test: {0} is the capital city of",
+    "The embassies in {0} represent their countries in",
 )
 REVERSE_HELD_OUT = (
     "The city of {0} is the capital of",
