@@ -23,7 +23,7 @@ import torch
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
+from gguf_forget.unlearning.batches import cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
@@ -38,7 +38,6 @@ from gguf_forget.unlearning.scoring import (
     log_probabilities,
     pack,
     plain_text,
-    trained_attention,
 )
 from gguf_forget.unlearning.together import ALONE, Together
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
@@ -189,11 +188,7 @@ def _accumulate(
                 else [torch.empty(0)] * 2
             )
             known = goal.known(reference, split[0])
-        with (
-            applied(model, edits),
-            trained_attention(reference.device),
-            recomputed(model) if recompute else nullcontext(),
-        ):
+        with applied(model, edits), recomputed(model) if recompute else nullcontext():
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
                 goal.loss(found[0], split[0], own.rows, known) if len(asked) else None,
@@ -294,7 +289,7 @@ def train(
         stop: asked after every step, with the number of steps done, whether it was enough. It may refresh the edits.
     """
     generator = random.Random(seed)
-    forget_source = forget_cycle(facts, forget, generator)
+    forget_source = cycle(range(len(forget)), generator)
     retain_source = retain_cycle(facts, retain, generator)
     text_source = cycle(text, generator)
     reference = bases[0]
