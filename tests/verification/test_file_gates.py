@@ -69,6 +69,14 @@ def test_one_number_out_of_bounds_fails_the_file(scores: FileScores, failing: st
     assert found.exit_code == 1
 
 
+def test_a_mean_at_chance_does_not_pass_for_the_phrasing_that_tells_most() -> None:
+    tables = tuple(dataclasses.replace(ranks("capital", score), phrasing=n) for n, score in enumerate((0.2, 0.8)))
+    found = verdict(a_file(dataclasses.replace(FORGOT, ranks=tables)))
+    assert by_status(found, "failed") == ["rank score, capital, held-out, highest"]
+    assert gate(found, "rank score, capital, held-out").value == pytest.approx(0.5)
+    assert gate(found, "rank score, capital, held-out, highest").detail == "phrasing 2 of 2; chance 0.50"
+
+
 def test_the_original_under_another_name_fails() -> None:
     found = verdict(a_file(KNOWS, tensors_changed=0))
     assert "weights changed" in by_status(found, "failed")
