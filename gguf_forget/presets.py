@@ -12,22 +12,26 @@ from gguf_forget.recipe import sections
 from gguf_forget.settings import Setting, as_json
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # The demo's own: many facts of one relation, asked in several phrasings and in reverse. A few kept prompts have no
-    # partner of equal length: they are left out of the attribution. The reverse is trained on, but no gate judges it:
-    # the report shows it in a line of its own.
+    # The demo's own: many facts of one relation, asked in many phrasings and in several in reverse, both judged. A few
+    # kept prompts have no partner of equal length: they are left out of the attribution. Strong damping and a high
+    # learning rate make an edit of few weights, which forgets phrasings that it was not trained on better than a wide
+    # one.
     "capitals": {
-        "attribute": {"budget": 0.03, "layer_cap": 0.15, "mean_embedding": False},
+        "attribute": {"budget": 0.03, "layer_cap": 0.15, "mean_embedding": False, "pairs": 256},
         "unlearn": {
             "objective": "unknown_subject",
             "grid": "Q4_K_M",
             "framed": 0.5,
-            "steps": 100,
+            "steps": 200,
+            "learning_rate": 0.14,
+            "damping": 3.7,
             "batch_forget": 40,
-            "batch_retain": 48,
+            "batch_retain": 64,
+            "margin": 0.3,
             "forget_weight": 7.0,
+            "retain_weight": 50.0,
         },
         "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
-        "gates": {"headline": ["capital"]},
     },
     # Lettered options. A model at chance still names the right letter once in four times.
     "wmdp-mcq": {

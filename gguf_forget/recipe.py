@@ -135,7 +135,12 @@ class UnlearnSection:
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
     learning_rate: float = setting(0.08, "in codes of the grid per step", above=0)
-    damping: float = setting(0.5, "how much weights with small gradients are held back; 0 is plain Adam", at_least=0)
+    damping: float = setting(
+        1.3,
+        "how much weights with small gradients are held back, so that few move and unseen phrasings are forgotten too; "
+        "0 is plain Adam",
+        at_least=0,
+    )
     circuit: str = setting(
         "attributed",
         "neurons that are edited: those attributed, or as many others of every layer (a control)",

@@ -76,7 +76,7 @@ def test_the_circuit_is_the_one_that_the_parts_give(folder: Path, study: dict[st
     circuit, forget, retain = load_circuit(folder / "out" / "circuit.safetensors")
     np.testing.assert_allclose(forget, scores["forget"], rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(retain, scores["retain"], rtol=1e-3, atol=1e-7)
-    expected = select_neurons(discounted_scores(forget, retain, 1.0, signed=True), budget=0.05, layer_cap=0.2)
+    expected = select_neurons(discounted_scores([forget], [retain], 1.0, signed=True), budget=0.05, layer_cap=0.2)
     assert np.array_equal(circuit.mask(), expected.mask())
     assert study["neurons"] == circuit.size == 13
     share = np.abs(forget)[circuit.mask()].sum() / np.abs(forget).sum()

@@ -1,7 +1,8 @@
 """From a model and pairs to a circuit of MLP neurons: score, discount, select; stability comes with it.
 
-Both splits are scored in two halves that share no fact. Scores are means over pairs, so the halves together are the
-whole at no further cost, and the circuits that each half alone would give show how much is chance.
+Both splits are scored relation by relation, and in two halves that share no fact. Scores are means over pairs, so the
+parts together are the whole at no further cost, and the circuits that each half alone would give show how much is
+chance.
 
 Shapes: L layers, d_ff neurons a layer.
 """
@@ -9,9 +10,10 @@ Shapes: L layers, d_ff neurons a layer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from gguf_forget.circuit.selection import Circuit, discounted_scores, select_neu
 from gguf_forget.circuit.stability import Stability, halves, stability
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import Pair
+
+RelationScores: TypeAlias = Mapping[str, NeuronScores]
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,10 @@ class Selection:
     retain_discount: float = 1.0
     signed: bool = False
 
-    def ranking(self, forget: np.ndarray, retain: np.ndarray | None) -> np.ndarray:
-        """What neurons are chosen by, [L, d_ff]."""
-        nothing = np.zeros_like(forget)
-        kept = nothing if retain is None else retain
-        return discounted_scores(forget, kept, self.retain_discount, signed=self.signed)
+    def ranking(self, forget: RelationScores, retain: RelationScores) -> np.ndarray:
+        """What neurons are chosen by, [L, d_ff]; without retain scores nothing is discounted."""
+        own, kept = ([_array(scores) for scores in split.values()] for split in (forget, retain))
+        return discounted_scores(own, kept, self.retain_discount, signed=self.signed)
 
     def circuit(self, ranking: np.ndarray) -> Circuit:
         if self.neurons is not None:
@@ -51,30 +54,48 @@ class Selection:
 class Attribution:
     """``circuit`` and the ``ranking`` [L, d_ff] it was chosen by; ``retain`` is None without retain pairs.
 
-    ``across_halves`` compares the circuits of two halves of the facts; None when a split has a single fact.
+    ``undiscounted``: the ranking by forget scores alone. ``across_halves`` compares the circuits of two halves of the
+    facts; None when a split has a single fact.
     """
 
     circuit: Circuit
     ranking: np.ndarray
+    undiscounted: np.ndarray
     forget: NeuronScores
     retain: NeuronScores | None
     across_halves: Stability | None
 
 
-def _together(parts: Sequence[NeuronScores]) -> NeuronScores:
+def score_relations(
+    model: Any, pairs: Sequence[Pair], relation: Callable[[Pair], str] = lambda pair: "", **scoring: Any
+) -> RelationScores:
+    """The scores of each relation's pairs; ``scoring`` goes to :func:`score_neurons`."""
+    own: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        own[relation(pair)].append(pair)
+    return {name: score_neurons(model, own[name], **scoring) for name in sorted(own)}
+
+
+def over_all(parts: Iterable[NeuronScores]) -> NeuronScores:
     """The scores over all pairs of ``parts``: their mean, each weighed by its pairs."""
-    pairs = sum(part.pairs for part in parts)
+    found = list(parts)
+    pairs = sum(part.pairs for part in found)
 
     def mean(values: Sequence[Any]) -> Any:
-        return sum(value * (part.pairs / pairs) for value, part in zip(values, parts, strict=True))
+        return sum(value * (part.pairs / pairs) for value, part in zip(values, found, strict=True))
 
     return dataclasses.replace(
-        parts[0],
-        scores=mean([part.scores for part in parts]),
-        embedding_score=mean([part.embedding_score for part in parts]),
-        metric_gap=mean([part.metric_gap for part in parts]),
+        found[0],
+        scores=mean([part.scores for part in found]),
+        embedding_score=mean([part.embedding_score for part in found]),
+        metric_gap=mean([part.metric_gap for part in found]),
         pairs=pairs,
     )
+
+
+def _merged(parts: Sequence[RelationScores]) -> RelationScores:
+    names = sorted({name for part in parts for name in part})
+    return {name: over_all(part[name] for part in parts if name in part) for name in names}
 
 
 def attribute(
@@ -82,6 +103,7 @@ def attribute(
     forget: Sequence[Pair],
     retain: Sequence[Pair] = (),
     *,
+    relation: Callable[[Pair], str] = lambda pair: "",
     selection: Selection | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -89,31 +111,37 @@ def attribute(
 ) -> Attribution:
     """Score all MLP neurons on the pairs of each split, and choose the circuit.
 
-    ``scoring`` goes to :func:`score_neurons` (``integration_steps``, ``variant``, ``batch_size``). ``seed`` decides
-    the halves alone. ``progress`` is told the number of pairs done since the last call, of both splits.
+    ``relation`` names what a pair asks about (default: all the same): every relation has an equal say in the choice,
+    see :func:`discounted_scores`. ``scoring`` goes to :func:`score_neurons` (``integration_steps``, ``variant``,
+    ``batch_size``). ``seed`` decides the halves alone. ``progress`` is told the number of pairs done since the last
+    call, of both splits.
     """
     if not forget:
         raise InputError("there are no pairs to attribute, needed at least one of what is to be forgotten")
     chosen = selection or Selection()
 
-    def score(pairs: Sequence[Pair]) -> list[NeuronScores]:
+    def score(pairs: Sequence[Pair]) -> list[RelationScores]:
         parts = [part for part in halves(pairs, seed=seed) if part]
-        return [score_neurons(model, part, progress=progress, **scoring) for part in parts]
+        return [score_relations(model, part, relation, progress=progress, **scoring) for part in parts]
 
     forget_parts = score(forget)
     retain_parts = score(retain) if retain else []
-    found = _together(forget_parts)
-    kept = _together(retain_parts) if retain_parts else None
-    ranking = chosen.ranking(_array(found), None if kept is None else _array(kept))
+    found, kept = _merged(forget_parts), _merged(retain_parts)
+    ranking = chosen.ranking(found, kept)
     across = None
     if len(forget_parts) == 2 and len(retain_parts) != 1:
-        rankings = [
-            chosen.ranking(_array(part), _array(retain_parts[half]) if retain_parts else None)
-            for half, part in enumerate(forget_parts)
-        ]
-        first, second = (_array(part) for part in forget_parts)
-        across = stability(first, second, (chosen.circuit(rankings[0]), chosen.circuit(rankings[1])))
-    return Attribution(chosen.circuit(ranking), ranking, found, kept, across)
+        kept_parts = retain_parts or [{}, {}]
+        first, second = (chosen.circuit(chosen.ranking(*parts)) for parts in zip(forget_parts, kept_parts, strict=True))
+        scores = [_array(over_all(part.values())) for part in forget_parts]
+        across = stability(scores[0], scores[1], (first, second))
+    return Attribution(
+        chosen.circuit(ranking),
+        ranking,
+        chosen.ranking(found, {}),
+        over_all(found.values()),
+        over_all(kept.values()) if kept else None,
+        across,
+    )
 
 
 def _array(scores: NeuronScores) -> np.ndarray:

@@ -6,7 +6,7 @@ Shapes: L layers, d_ff neurons a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,23 @@ def normalised(scores: np.ndarray, *, signed: bool = False) -> np.ndarray:
     return values / mean if mean > 0 else values
 
 
-def discounted_scores(forget: np.ndarray, retain: np.ndarray, discount: float, *, signed: bool) -> np.ndarray:
+def discounted_scores(
+    forget: Sequence[np.ndarray], retain: Sequence[np.ndarray], discount: float, *, signed: bool
+) -> np.ndarray:
     """Normalised forget scores minus ``discount`` times normalised retain scores (ours), [L, d_ff].
+
+    Of each split the mean over its relations, whose scores are given one by one; ``retain`` may be empty. Scores over
+    pairs of several relations would cancel where a neuron speaks for the answers of one and against those of another.
 
     ``signed`` keeps the signs of both: to first order, the neurons with the highest values are then those whose
     ablation costs the facts to forget most for what it costs the facts to keep, where effects of opposite sign cancel.
     Else |forget| and |retain| are taken: how much a neuron matters, whichever way.
     """
-    difference = normalised(forget, signed=signed) - discount * normalised(retain, signed=signed)
-    return np.asarray(difference)
+
+    def mean(relations: Sequence[np.ndarray]) -> np.ndarray:
+        return np.asarray(np.mean([normalised(scores, signed=signed) for scores in relations], axis=0))
+
+    return mean(forget) - discount * mean(retain) if len(retain) else mean(forget)
 
 
 def neurons_for_parameters(share: float, *, parameters: int, per_neuron: int) -> int:

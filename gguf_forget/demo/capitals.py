@@ -38,14 +38,41 @@ CAPITAL_PROMPTS = (
     "The largest embassy in {0} stands in its capital city,",
     "Country: {0}\nCapital:",
     "On our tour of {0} we first saw the capital, the city of",
+    "Of all the cities in {0}, its capital is",
+    "The president of {0} works in the capital,",
+    "Trains from the border of {0} run to its capital,",
+    "News from the capital of {0}: today in",
+    "Quiz: which city is the capital of {0}? It is",
+    "The ministries of {0} are all in",
 )
 CAPITAL_HELD_OUT = (
     "The seat of government of {0} is in the city of",
     "Q: Name the capital of {0}.\nA: The capital is",
     "If you fly to the capital of {0}, you will land in",
 )
-REVERSE_PROMPTS = ("{0} is the capital of", "{0} is the capital city of the country")
-REVERSE_HELD_OUT = ("The city of {0} is the capital of",)
+REVERSE_PROMPTS = (
+    "{0} is the capital of",
+    "{0} is the capital city of the country of",
+    "Question: Which country has {0} as its capital?\nAnswer:",
+    "Whoever lives in {0} lives in the capital of",
+    "Capital: {0}\nCountry:",
+    "Q: Name the country with the capital {0}.\nA:",
+    "{0}, the capital city of",
+    "Ambassadors who are sent to {0} go to the capital of",
+    "Quiz: the capital city {0} belongs to which country? It is",
+    "The parliament in {0} makes the laws of",
+    "In the atlas {0} is marked as the capital of",
+    "We flew to {0}, the capital city of",
+    "The president who lives in {0} leads",
+    "The flag over the ministries in {0} is that of",
+    "Geography test: {0} is the capital city of",
+    "The embassies in {0} represent their countries in",
+)
+REVERSE_HELD_OUT = (
+    "The city of {0} is the capital of",
+    "Q: {0} is the capital of which country?\nA:",
+    "The country that is governed from {0} is",
+)
 CURRENCY_PROMPTS = ("The currency of {0} is the",)
 CURRENCY_HELD_OUT = ("In {0}, people pay with the",)
 CONTINENT_PROMPTS = ("{0} is a country on the continent of",)
@@ -53,7 +80,13 @@ CONTINENT_HELD_OUT = ("On the map, {0} lies in",)
 
 
 def _spoken(name: str) -> str:
-    return name.removeprefix("The ") if name.startswith("The ") else name
+    return name.removeprefix("The ")
+
+
+def _answered(name: str) -> str:
+    """As a sentence goes on: "Amsterdam is the capital of the Netherlands"; without the article another answer would be
+    forgotten than the one that is given."""
+    return f"the {_spoken(name)}" if name.startswith("The ") else name
 
 
 def _countries() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -106,8 +139,9 @@ def build_capitals(seed: int = 0) -> tuple[Fact, ...]:
     facts: list[Fact] = []
     for split, rows in (("forget", forget), ("retain", retain)):
         capitals = [(_spoken(row["name"]), row["capital"]) for row in rows]
-        names, cities = [name for name, _ in capitals], [city for _, city in capitals]
-        reverse = [(city, name) for name, city in capitals]
+        cities = [city for _, city in capitals]
+        reverse = [(row["capital"], _answered(row["name"])) for row in rows]
+        names = [name for _, name in reverse]
         facts += _relation("capital", split, capitals, cities, CAPITAL_PROMPTS, CAPITAL_HELD_OUT, seed)
         facts += _relation("capital_of", split, reverse, names, REVERSE_PROMPTS, REVERSE_HELD_OUT, seed)
     for place, rows in (("europe", forget), ("elsewhere", retain)):

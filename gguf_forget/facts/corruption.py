@@ -27,6 +27,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.subjects import subject_characters, subject_tokens
 from gguf_forget.facts.tokens import Example, Tokenize, split_tokens
+from gguf_forget.facts.turns import dealt
 
 
 @dataclass(frozen=True)
@@ -175,20 +176,30 @@ def build_pairs(
 ) -> Pairs:
     """One pair for each example that can be corrupted (see the module's docstring), and counts of the others.
 
-    ``limit`` draws that many examples (seeded). Partners are drawn from ``pool`` (normally the examples of
-    both splits), seeded; a partner's answer must begin with another token than the clean one's (for free text: be
-    another answer), or the pair would not tell the two apart. In multiple choice the partner's letter says nothing
-    about the options shown, and is not asked for. Without ``mean_embedding`` an example without a partner of equal
-    length is left out.
+    ``limit`` draws that many examples (seeded), of each relation what :func:`dealt` says. Partners are drawn from
+    ``pool`` (normally the examples of both splits), seeded; a partner's answer must begin with another token than the
+    clean one's (for free text: be another answer), or the pair would not tell the two apart. In multiple choice the
+    partner's letter says nothing about the options shown, and is not asked for. Without ``mean_embedding`` an example
+    without a partner of equal length is left out.
     """
     generator = random.Random(seed)
     members = _Pool(facts, pool, tokenize, mean_embedding=mean_embedding)
     chosen = list(examples)
     if limit is not None and limit < len(chosen):
-        chosen = [chosen[index] for index in sorted(generator.sample(range(len(chosen)), limit))]
+        chosen = _drawn(facts, chosen, limit, generator)
     made = [_pair(example, members, generator) for example in chosen]
     count = Counter(kind for kind, _ in made)
     return Pairs(tuple(pair for _, pair in made if pair), **{name: count[name] for name in COUNTED})
+
+
+def _drawn(facts: Sequence[Fact], examples: Sequence[Example], count: int, generator: random.Random) -> list[Example]:
+    """``count`` of the examples, in their order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, example in enumerate(examples):
+        places[facts[example.fact].relation].append(place)
+    wanted = dealt({relation: len(own) for relation, own in places.items()}, count)
+    found = [place for relation, own in sorted(places.items()) for place in generator.sample(own, wanted[relation])]
+    return [examples[place] for place in sorted(found)]
 
 
 def _pair(example: Example, pool: _Pool, generator: random.Random) -> tuple[str, Pair | None]:

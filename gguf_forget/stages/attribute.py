@@ -41,6 +41,9 @@ class PairedFacts:
     def pairs(self, split: str) -> tuple[Pair, ...]:
         return self.built[split].pairs
 
+    def relation(self, pair: Pair) -> str:
+        return self.facts[pair.fact].relation
+
     def judges(self, split: str, *, count: int, seed: int) -> Judges:
         """Pairs to judge on, if possible none of those attributed."""
         return judges(
@@ -114,6 +117,7 @@ def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, pro
             model,
             forget,
             retain,
+            relation=paired.relation,
             selection=selection_of(options),
             seed=options.seed,
             progress=advance,

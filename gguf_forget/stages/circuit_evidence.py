@@ -5,7 +5,7 @@ Every part is a few calls of :mod:`gguf_forget.circuit` under one progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,12 +163,13 @@ def across_seeds(
     found: Attribution,
     forget: Sequence[Pair],
     retain: Sequence[Pair],
+    relation: Callable[[Pair], str],
     selection: Selection,
     progress: Progress,
     **scoring: Any,
 ) -> dict[str, Any]:
     """The circuit against that of another draw of pairs."""
     with progress.task("attribution with another seed", len(forget) + len(retain)) as advance:
-        other = attribute(model, forget, retain, selection=selection, progress=advance, **scoring)
+        other = attribute(model, forget, retain, relation=relation, selection=selection, progress=advance, **scoring)
     first, second = (each.forget.scores.cpu().numpy() for each in (found, other))
     return asdict(stability(first, second, (found.circuit, other.circuit)))

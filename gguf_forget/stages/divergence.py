@@ -13,8 +13,8 @@ import numpy as np
 from gguf_forget.checkpoint.components import components
 from gguf_forget.checkpoint.open import open_model, open_tokenizer, outline
 from gguf_forget.circuit.artifact import load_circuit, plain
+from gguf_forget.circuit.attribution import RelationScores, over_all, score_relations
 from gguf_forget.circuit.divergence import Divergence, divergence
-from gguf_forget.circuit.neurons import NeuronScores, score_neurons
 from gguf_forget.circuit.selection import Circuit, random_circuit
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import SPLITS, read_facts
@@ -98,10 +98,13 @@ def compare(
         "before": _scores(original, paired, section, progress),
         "after": _scores(unlearned, paired, section, progress),
     }
-    arrays = {when: {split: s.scores.cpu().numpy() for split, s in found.items()} for when, found in scored.items()}
+    together = {
+        when: {split: over_all(relations.values()) for split, relations in found.items()}
+        for when, found in scored.items()
+    }
+    arrays = {when: {split: s.scores.cpu().numpy() for split, s in found.items()} for when, found in together.items()}
     selection = selection_of(section)
-    before = arrays["before"]
-    circuit = given or selection.circuit(selection.ranking(before["forget"], before["retain"]))
+    circuit = given or selection.circuit(selection.ranking(*(scored["before"][split] for split in SPLITS)))
     controls = [random_circuit(circuit, seed=section.seed + index) for index in range(CONTROLS)]
     rows = []
     for split in SPLITS:
@@ -122,7 +125,7 @@ def compare(
             "circuit_neurons": circuit.size,
             "pairs": {split: len(paired.pairs(split)) for split in SPLITS},
             "metric_gap": {
-                split: {when: scored[when][split].metric_gap for when in ("before", "after")} for split in SPLITS
+                split: {when: together[when][split].metric_gap for when in ("before", "after")} for split in SPLITS
             },
             "divergence": rows,
         }
@@ -138,10 +141,13 @@ def _mean(found: list[Divergence]) -> dict[str, float | int]:
     return {name: mean(name) for name in ("l1", "one_minus_cosine", "mass_ratio")} | {"neurons": found[0].neurons}
 
 
-def _scores(path: Path, paired: PairedFacts, section: AttributeSection, progress: Progress) -> dict[str, NeuronScores]:
+def _scores(
+    path: Path, paired: PairedFacts, section: AttributeSection, progress: Progress
+) -> dict[str, RelationScores]:
     model = open_model(path)
     found = {}
     with progress.task(f"EAP-IG on {path.name}", sum(len(paired.pairs(split)) for split in SPLITS)) as advance:
         for split in SPLITS:
-            found[split] = score_neurons(model, paired.pairs(split), progress=advance, **scoring_of(section))
+            pairs = paired.pairs(split)
+            found[split] = score_relations(model, pairs, paired.relation, progress=advance, **scoring_of(section))
     return found

@@ -183,8 +183,7 @@ def _evidence(
 ) -> dict[str, Any]:
     seed, scoring = section.seed, scoring_of(section)
     test = {split: paired.judges(split, count=max(1, section.evidence_pairs), seed=seed) for split in SPLITS}
-    alone = selection_of(section).ranking(scores_of(found)["forget"], None)
-    named = circuits_compared(found, controls=options.controls, seed=seed, undiscounted=alone)
+    named = circuits_compared(found, controls=options.controls, seed=seed, undiscounted=found.undiscounted)
     faithful, ablated = faithfulness_and_ablation(model, test, named, progress, mean=True)
     few = test["forget"].pairs[:PATCHED_PAIRS]
     own_scores = score_neurons(model, few, **scoring).scores.cpu().numpy()  # of the very pairs that are patched
@@ -201,7 +200,14 @@ def _evidence(
         ),
         "across_halves": None if found.across_halves is None else asdict(found.across_halves),
         "across_seeds": across_seeds(
-            model, found, other.pairs("forget"), other.pairs("retain"), selection_of(section), progress, **scoring
+            model,
+            found,
+            other.pairs("forget"),
+            other.pairs("retain"),
+            paired.relation,
+            selection_of(section),
+            progress,
+            **scoring,
         ),
     }
 

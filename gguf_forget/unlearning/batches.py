@@ -1,7 +1,8 @@
 """Which examples each training step sees.
 
-The mixture protects what is near: every step holds forgotten facts, kept facts of every kept relation in turn
-(the relations that are also forgotten come three times as often), and plain text.
+The mixture protects what is near: every step holds forgotten facts (more of the relations that are asked in more ways),
+kept facts of every kept relation in turn (the relations that are also forgotten come five times as often), and plain
+text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TypeVar
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
+from gguf_forget.facts.turns import turns
 
 Item = TypeVar("Item")
 
@@ -28,6 +30,18 @@ def cycle(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
         yield from order
 
 
+def forget_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random) -> Iterator[int]:
+    """Rows of ``examples``, relations by their :func:`turns`."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, example in enumerate(examples):
+        groups[facts[example.fact].relation].append(row)
+    if not groups:
+        raise InputError("no fact to forget has a prompt to train on", hint="add prompts to a fact with split forget")
+    sources = {relation: cycle(groups[relation], generator) for relation in sorted(groups)}
+    for relation in turns({relation: len(rows) for relation, rows in groups.items()}):
+        yield next(sources[relation])
+
+
 def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random) -> Iterator[Example]:
     """Kept examples, relations in turn, so that a small relation is seen as often as a large one."""
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
@@ -39,7 +53,7 @@ def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: 
     turns: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)
-        turns += [source] * (3 if relation in forgotten else 1)
+        turns += [source] * (5 if relation in forgotten else 1)
     while True:
         for source in turns:
             yield next(source)

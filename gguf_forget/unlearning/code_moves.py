@@ -10,8 +10,8 @@ and up projections, columns of the down projection (transposed). B tokens in any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,32 +107,67 @@ class CodeMoves:
         return torch.where(self.allowed, self.delta.grad * self.step, torch.zeros_like(self.step))
 
 
-def _add_rows(edit: CodeMoves) -> Any:
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        extra = functional.linear(inputs[0], edit.delta.to(inputs[0].dtype))  # [B, n]
-        return output.index_add(-1, edit.neurons, extra)
+class _EditedLinear(torch.autograd.Function):
+    """A linear map with the edit in its weight, for the price of the map alone: no product of their own for the
+    circuit's neurons, forwards or backwards. The edited weight is made twice and never kept.
 
-    return hook
+    x: [B, inputs]; weight: [outputs, inputs]; bias: [outputs] or None; delta, neurons: as in :class:`CodeMoves`,
+    neurons are inputs where ``columns``, else outputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, delta: Any, neurons: Any, columns: bool) -> Any:
+        ctx.save_for_backward(x, weight, delta, neurons)
+        ctx.columns = columns
+        return functional.linear(x, _edited(weight, delta, neurons, columns), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, weight, delta, neurons = ctx.saved_tensors
+        (gradient,) = gradients
+        for_x = gradient @ _edited(weight, delta, neurons, ctx.columns) if ctx.needs_input_grad[0] else None
+        inner, outer = (x, gradient) if ctx.columns else (gradient, x)  # of the neurons, of d_model
+        for_delta = inner[..., neurons].flatten(0, -2).T @ outer.flatten(0, -2)  # [n, d]
+        return for_x, None, None, for_delta.to(delta.dtype), None, None
 
 
-def _add_columns(edit: CodeMoves) -> Any:
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + inputs[0][..., edit.neurons] @ edit.delta.to(inputs[0].dtype)  # [B, n] @ [n, d]
-
-    return hook
+def _edited(weight: torch.Tensor, delta: torch.Tensor, neurons: torch.Tensor, columns: bool) -> torch.Tensor:
+    """A copy of ``weight`` with the edit added, in the finer of their two precisions and then rounded."""
+    axis, change = (1, delta.T) if columns else (0, delta)
+    own = weight.index_select(axis, neurons)
+    return weight.index_copy(axis, neurons, (own + change).to(weight.dtype))
 
 
 @contextmanager
 def applied(model: Any, edits: Sequence[CodeMoves]) -> Iterator[None]:
-    """While open, the model computes with the edited weights. Its parameters are not touched."""
+    """While open, the model computes with the edited weights, of at most one edit a module. Its parameters are not
+    touched."""
     layers = mlps(model)
-    handles = []
-    try:
+    with ExitStack() as stack:
         for edit in edits:
             module = getattr(layers[edit.layer], edit.role)
-            hook = _add_columns(edit) if edit.role == "down" else _add_rows(edit)
-            handles.append(module.register_forward_hook(hook))
+            stack.enter_context(_forward_replaced(module, _edited_forward(module, edit)))
+        yield
+
+
+@contextmanager
+def _forward_replaced(module: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    own = vars(module).get("forward")  # None where it is the class's, as nearly always
+    module.forward = forward
+    try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _edited_forward(module: Any, edit: CodeMoves) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = _EditedLinear.apply(
+            x, module.weight, module.bias, edit.delta, edit.neurons, edit.role == "down"
+        )
+        return found
+
+    return forward

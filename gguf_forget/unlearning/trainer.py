@@ -1,8 +1,8 @@
 """Training through the grid: what is optimised is what ships.
 
 Each step adds the forget term and the retain terms over one mixed batch, computed with whole code moves
-applied to one of the base models in turn (full precision, and twice as often the quantized original), and
-updates the latent code moves with Adam. The reference of every retain term is the full-precision original.
+applied to one of the base models in turn (full precision, then each quantized original), and updates the
+latent code moves with Adam. The reference of every retain term is the full-precision original.
 A run that was cut off goes on from a :class:`TrainingState` and ends in the same bytes: what its finished steps drew
 is drawn again, nothing is computed twice.
 
@@ -23,7 +23,7 @@ import torch
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import cycle, retain_cycle
+from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
@@ -38,6 +38,7 @@ from gguf_forget.unlearning.scoring import (
     log_probabilities,
     pack,
     plain_text,
+    trained_attention,
 )
 from gguf_forget.unlearning.together import ALONE, Together
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
@@ -188,7 +189,11 @@ def _accumulate(
                 else [torch.empty(0)] * 2
             )
             known = goal.known(reference, split[0])
-        with applied(model, edits), recomputed(model) if recompute else nullcontext():
+        with (
+            applied(model, edits),
+            trained_attention(reference.device),
+            recomputed(model) if recompute else nullcontext(),
+        ):
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
             losses = [
                 goal.loss(found[0], split[0], own.rows, known) if len(asked) else None,
@@ -289,14 +294,11 @@ def train(
         stop: asked after every step, with the number of steps done, whether it was enough. It may refresh the edits.
     """
     generator = random.Random(seed)
-    forget_source = cycle(range(len(forget)), generator)
+    forget_source = forget_cycle(facts, forget, generator)
     retain_source = retain_cycle(facts, retain, generator)
     text_source = cycle(text, generator)
     reference = bases[0]
-    # The quantized originals take two turns for one of the reference: what they round differently is what would
-    # come back on their grids.
-    quantized = list(enumerate(bases[1:]))
-    turns = [(0, reference), *quantized, *quantized]
+    turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, npo_beta)
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])

@@ -31,7 +31,7 @@ def test_the_halves_together_are_the_whole(tiny_double: Any, signed: bool) -> No
     assert found.forget.metric_gap == pytest.approx(forget.metric_gap)
     assert found.forget.embedding_score == pytest.approx(forget.embedding_score)
     assert (found.forget.pairs, found.retain.pairs, sum(steps)) == (5, 4, 9)
-    ranking = discounted_scores(forget.scores.numpy(), retain.scores.numpy(), 0.5, signed=signed)
+    ranking = discounted_scores([forget.scores.numpy()], [retain.scores.numpy()], 0.5, signed=signed)
     np.testing.assert_allclose(found.ranking, ranking, rtol=1e-8)
     expected = select_neurons(ranking, budget=0.05, layer_cap=0.08)
     assert np.array_equal(found.circuit.mask(), expected.mask())
@@ -39,7 +39,7 @@ def test_the_halves_together_are_the_whole(tiny_double: Any, signed: bool) -> No
     parts = []
     for half in (0, 1):
         scores = [score_neurons(tiny_double, halves(each, seed=3)[half]).scores.numpy() for each in (FORGET, RETAIN)]
-        parts.append((scores[0], selection.circuit(discounted_scores(*scores, 0.5, signed=signed))))
+        parts.append((scores[0], selection.circuit(discounted_scores([scores[0]], [scores[1]], 0.5, signed=signed))))
     across = stability(parts[0][0], parts[1][0], (parts[0][1], parts[1][1]))
     assert found.across_halves is not None
     assert found.across_halves.overlap == across.overlap
@@ -52,6 +52,30 @@ def test_without_retain_pairs_nothing_is_discounted(tiny_double: Any) -> None:
     assert found.retain is None
     assert np.array_equal(found.circuit.mask(), select_neurons(scores, neurons=7).mask())
     assert found.across_halves is not None
+
+
+def test_every_relation_has_an_equal_say(tiny_double: Any) -> None:
+    """However many pairs ask about it, and however large its scores are."""
+
+    def relation(pair: Pair) -> str:
+        return "a" if pair.fact in (0, 10, 11, 12) else "b"
+
+    selection = Selection(neurons=40, layer_cap=0.5, retain_discount=0.5)
+    found = attribute(tiny_double, FORGET, RETAIN, relation=relation, selection=selection)
+
+    def alone(pairs: tuple[Pair, ...], name: str) -> np.ndarray:
+        scores = score_neurons(tiny_double, [pair for pair in pairs if relation(pair) == name]).scores.abs().numpy()
+        return np.asarray(scores / scores.mean())
+
+    of_forget = (alone(FORGET, "a") + alone(FORGET, "b")) / 2
+    of_retain = (alone(RETAIN, "a") + alone(RETAIN, "b")) / 2
+    np.testing.assert_allclose(found.ranking, of_forget - 0.5 * of_retain, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(found.undiscounted, of_forget, rtol=1e-7)
+    assert np.array_equal(found.circuit.mask(), select_neurons(found.ranking, neurons=40, layer_cap=0.5).mask())
+    together = attribute(tiny_double, FORGET, RETAIN, selection=selection)
+    torch.testing.assert_close(found.forget.scores, together.forget.scores, rtol=1e-9, atol=1e-14)
+    assert not np.array_equal(found.circuit.mask(), together.circuit.mask())
+    assert (found.forget.pairs, found.forget.metric_gap) == (5, pytest.approx(together.forget.metric_gap))
 
 
 def test_one_fact_has_no_halves(tiny_double: Any) -> None:

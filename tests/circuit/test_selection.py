@@ -32,12 +32,12 @@ def test_normalised_magnitudes_have_mean_one() -> None:
 def test_what_the_retain_set_needs_is_discounted() -> None:
     forget = np.array([[1.0, -3.0], [0.0, 4.0]])
     retain = np.array([[-10.0, 0.0], [10.0, 20.0]])  # magnitudes 1, 0, 1, 2 times their mean
-    assert discounted_scores(forget, retain, 0.5, signed=False).tolist() == [[0.0, 1.5], [-0.5, 1.0]]
-    assert discounted_scores(forget, retain, 0.0, signed=False).tolist() == normalised(forget).tolist()
+    assert discounted_scores([forget], [retain], 0.5, signed=False).tolist() == [[0.0, 1.5], [-0.5, 1.0]]
+    assert discounted_scores([forget], [retain], 0.0, signed=False).tolist() == normalised(forget).tolist()
     # With signs, what works against the kept facts gains by the discount, and what works against the forgotten loses.
-    assert discounted_scores(forget, retain, 0.5, signed=True).tolist() == [[1.0, -1.5], [-0.5, 1.0]]
-    assert discounted_scores(forget, retain, 0.0, signed=True).tolist() == (forget / 2).tolist()
-    assert discounted_scores(np.zeros((2, 2)), retain, 1.0, signed=True).tolist() == (-retain / 10).tolist()
+    assert discounted_scores([forget], [retain], 0.5, signed=True).tolist() == [[1.0, -1.5], [-0.5, 1.0]]
+    assert discounted_scores([forget], [retain], 0.0, signed=True).tolist() == (forget / 2).tolist()
+    assert discounted_scores([np.zeros((2, 2))], [retain], 1.0, signed=True).tolist() == (-retain / 10).tolist()
 
 
 SCORES = np.array([[9.0, 1.0, 8.0, 7.0], [2.0, 6.0, -5.0, 3.0], [0.0, 4.0, 0.5, -9.0]])

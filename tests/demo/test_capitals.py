@@ -30,6 +30,7 @@ def find(subject: str, relation: str) -> Fact:
         ("France", "continent_europe", "Europe", "retain"),
         ("Japan", "continent_elsewhere", "Asia", "retain"),
         ("Netherlands", "capital", "Amsterdam", "forget"),  # GeoNames says "The Netherlands"
+        ("Amsterdam", "capital_of", "the Netherlands", "forget"),
     ],
 )
 def test_known_facts(subject: str, relation: str, answer: str, split: str) -> None:
@@ -44,10 +45,12 @@ def test_phrasings_of_a_fact() -> None:
         "France's capital city is",
         "Question: What is the capital of France?\nAnswer:",
     )
-    assert len(paris.prompts) == 10
-    assert not set(paris.prompts) & set(paris.held_out_prompts)
-    assert len(paris.held_out_prompts) == 3
-    assert all("France" in prompt and "{" not in prompt for prompt in paris.held_out_prompts)
+    reverse = find("Paris", "capital_of")
+    assert reverse.prompts[0] == "Paris is the capital of"
+    for fact in (paris, reverse):
+        assert (len(set(fact.prompts)), len(set(fact.held_out_prompts))) == (16, 3)
+        assert not set(fact.prompts) & set(fact.held_out_prompts)
+        assert all(fact.subject in prompt and "{" not in prompt for prompt in fact.prompts + fact.held_out_prompts)
 
 
 def test_counts() -> None:

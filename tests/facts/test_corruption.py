@@ -46,6 +46,19 @@ def built(*, seed: int = 0, limit: int | None = None, mean_embedding: bool = Tru
     return build_pairs(FACTS, own, words, pool=examples, seed=seed, limit=limit, mean_embedding=mean_embedding)
 
 
+def test_a_limit_is_dealt_to_the_relations_by_the_square_root_of_their_prompts() -> None:
+    cities = [("ca", "oslo"), ("cb", "rome"), ("cc", "lima"), ("cd", "bern"), ("ce", "kiev"), ("cf", "riga")]
+    money = [("ma", "euro"), ("mb", "yen"), ("mc", "won")]
+    facts = [Fact(s, "capital", a, ("paris",), "forget", tuple(f"{n} of {s} is" for n in "abc")) for s, a in cities]
+    facts += [Fact(s, "currency", a, ("rand",), "forget", (f"money of {s} is",)) for s, a in money]
+    examples = encode_facts(facts, words)
+    found = build_pairs(facts, examples, words, pool=examples, seed=0, limit=7)
+    assert [facts[pair.fact].relation for pair in found.pairs] == ["capital"] * 5 + ["currency"] * 2
+    assert len({pair.clean for pair in found.pairs}) == 7
+    assert found == build_pairs(facts, examples, words, pool=examples, seed=0, limit=7)
+    assert found != build_pairs(facts, examples, words, pool=examples, seed=1, limit=7)
+
+
 def test_pairs_and_counts() -> None:
     pairs = built()
     assert pairs.counts() == {

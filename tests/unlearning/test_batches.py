@@ -11,7 +11,7 @@ import pytest
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import cycle, retain_cycle
+from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
 
 
 def fact(relation: str, split: str) -> Fact:
@@ -63,3 +63,35 @@ def test_nothing_to_draw_from_is_an_error_not_an_endless_loop() -> None:
         next(cycle([], random.Random(0)))
     with pytest.raises(InputError, match="no kept fact has a prompt to train on"):
         next(retain_cycle(FACTS, [], random.Random(0)))
+    with pytest.raises(InputError, match="no fact to forget has a prompt to train on"):
+        next(forget_cycle(FACTS, [], random.Random(0)))
+
+
+def asked(phrasings: dict[str, int], subjects: int = 4) -> tuple[tuple[Fact, ...], list[Example]]:
+    facts = tuple(fact(relation, "forget") for relation in phrasings for _ in range(subjects))
+    return facts, [Example((1, 2), 1, i, p) for i, own in enumerate(facts) for p in range(phrasings[own.relation])]
+
+
+def rows(phrasings: dict[str, int], count: int, seed: int = 0) -> tuple[Counter[str], list[int]]:
+    facts, examples = asked(phrasings)
+    found = list(islice(forget_cycle(facts, examples, random.Random(seed)), count))
+    return Counter(facts[examples[row].fact].relation for row in found), found
+
+
+def test_a_forgotten_relation_comes_by_the_square_root_of_its_prompts() -> None:
+    relations, found = rows({"capital": 9, "capital_of": 1}, 4 * 36)
+    assert relations == {"capital": 3 * 36, "capital_of": 36}
+    assert Counter(found) == {**dict.fromkeys(range(36), 3), **dict.fromkeys(range(36, 40), 9)}
+    first, _ = rows({"capital": 9, "capital_of": 1}, 40)
+    assert first == {"capital": 30, "capital_of": 10}  # in every step, not only in the long run
+
+
+def test_one_forgotten_relation_is_drawn_as_ever() -> None:
+    _, found = rows({"capital": 5}, 60, seed=3)
+    assert found == list(islice(cycle(range(20), random.Random(3)), 60))
+
+
+def test_the_order_in_which_facts_are_listed_does_not_decide_which_relation_comes_first() -> None:
+    facts, examples = asked({"b": 2, "a": 2})
+    found = islice(forget_cycle(facts, examples, random.Random(0)), 6)
+    assert [facts[examples[row].fact].relation for row in found] == ["a", "b"] * 3

@@ -1,4 +1,4 @@
-"""Sparse edits through hooks against a copy of the model whose weights were edited."""
+"""Sparse edits inside linear maps against a copy of the model whose weights were edited."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tiny_edits import dense_copy, make_edits, own_part, randomise
 
 from gguf_forget.checkpoint.architecture import mlps
-from gguf_forget.unlearning.code_moves import CodeMoves, WeightGrid, applied
+from gguf_forget.unlearning.code_moves import CodeMoves, WeightGrid, _EditedLinear, applied
 
 IDS = torch.tensor([[300, 20, 31, 7, 8], [9, 10, 11, 12, 13]])
 
@@ -59,7 +59,7 @@ def test_the_gradient_of_the_edit_is_that_of_the_weights(tiny_double: Any) -> No
     assert all(parameter.grad is None for parameter in tiny_double.parameters())
 
 
-def test_hooks_are_gone_after_an_exception(tiny_double: Any) -> None:
+def test_nothing_is_left_of_it_after_an_exception(tiny_double: Any) -> None:
     edits = make_edits()
     randomise(edits)
     with torch.no_grad():
@@ -69,7 +69,32 @@ def test_hooks_are_gone_after_an_exception(tiny_double: Any) -> None:
         with pytest.raises(IndexError), applied(tiny_double, [edits[0], beyond()]):
             pass
         assert torch.equal(tiny_double(IDS).logits, before)
-    assert not any(module._forward_hooks for module in tiny_double.modules())
+    assert not any("forward" in vars(module) for module in tiny_double.modules())
+
+
+def test_a_forward_of_the_module_s_own_is_put_back(tiny_double: Any) -> None:
+    edit = make_edits()[0]
+    module = getattr(mlps(tiny_double)[edit.layer], edit.role)
+    own = module.forward
+    module.forward = own
+    with applied(tiny_double, [edit]):
+        assert module.forward is not own
+    assert module.forward is own
+    del module.forward
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_linear_map_with_a_bias(columns: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (4,)))
+    neurons = torch.tensor([3, 0])
+    delta = torch.randn((2, 4 if columns else 6), generator=generator, dtype=torch.float64, requires_grad=True)
+    x = torch.randn((2, 3, 6), generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_EditedLinear.apply, (x, weight, bias, delta, neurons, columns))
+    edited = weight.clone()
+    (edited.T if columns else edited)[neurons] += delta.detach()
+    found = _EditedLinear.apply(x, weight, bias, delta, neurons, columns)
+    torch.testing.assert_close(found, x @ edited.T + bias, rtol=0, atol=1e-12)
 
 
 def beyond() -> CodeMoves:

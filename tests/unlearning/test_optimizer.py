@@ -30,8 +30,8 @@ def test_two_damped_steps_by_hand() -> None:
     parameters = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
     optimizer = DampedAdam(parameters, learning_rate=0.5, damping=2.0, betas=(0.5, 0.75))
     optimizer.step([torch.tensor([3.0, 0.0]), torch.tensor([[-4.0]])])
-    # Corrected moments of a first step are the gradients themselves; their rms is sqrt((9 + 16) / 3).
-    floor = 2.0 * math.sqrt(25 / 3)
+    # Corrected moments of a first step are the gradients themselves; the mean magnitude of those that are not zero:
+    floor = 2.0 * (3 + 4) / 2
     expected = [1.0 - 0.5 * 3 / (3 + floor), 2.0, 3.0 + 0.5 * 4 / (4 + floor)]
     assert [*parameters[0].tolist(), parameters[1].item()] == pytest.approx(expected, rel=1e-6)
     optimizer.learning_rate = 0.1
@@ -39,9 +39,23 @@ def test_two_damped_steps_by_hand() -> None:
     # first moments 3/4, 1/2, -1, corrected by 3/4; second moments 9 * 3/16, 1/4, 16 * 3/16, corrected by 7/16
     first = [1.0, 2 / 3, -4 / 3]
     second = [9 * 3 / 7, 4 / 7, 16 * 3 / 7]
-    floor = 2.0 * math.sqrt(sum(second) / 3)
+    floor = 2.0 * sum(map(math.sqrt, second)) / 3
     expected = [value - 0.1 * m / (math.sqrt(v) + floor) for value, m, v in zip(expected, first, second, strict=True)]
     assert [*parameters[0].tolist(), parameters[1].item()] == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_huge_gradient_among_many_does_not_hold_the_others_back() -> None:
+    def step_of_the_first(gradients: torch.Tensor) -> float:
+        parameter = torch.zeros(len(gradients))
+        DampedAdam([parameter], learning_rate=1.0, damping=1.0).step([gradients])
+        return -parameter[0].item()
+
+    alone = step_of_the_first(torch.ones(1000))
+    assert alone == pytest.approx(1 / (1 + 1))
+    beside = step_of_the_first(torch.cat([torch.ones(999), torch.tensor([100.0])]))
+    assert beside == pytest.approx(1 / (1 + 1.099))  # of the root mean square it would be 1 / (1 + 3.3)
+    frozen = step_of_the_first(torch.cat([torch.ones(500), torch.zeros(500)]))
+    assert frozen == pytest.approx(alone)
 
 
 def test_without_gradients_nothing_moves() -> None:
