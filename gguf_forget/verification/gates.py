@@ -324,12 +324,13 @@ def phrasing_gates(
 
     Its bound is wider than that of the mean: the highest of a few noisy numbers lies above each one's own mean.
     """
-    ranks = scores.rank_scores(relation, held_out)
+    ranks, wins = scores.rank_scores(relation, held_out), scores.rank_wins_of_phrasings(relation, held_out)
     if len(ranks) < 2:
         return []
     highest = int(np.argmax(ranks))  # of a missing number, if there is one
     name = f"rank score, {relation}, {which_phrasings(held_out)}, highest"
-    detail = f"phrasing {highest + 1} of {len(ranks)}; chance 0.50"
+    error = f"n = {len(wins[highest])}, s.e. {shown(standard_error(wins[highest]))}"
+    detail = f"phrasing {highest + 1} of {len(ranks)}; {error}; chance 0.50"
     return [bounded(name, file_type, ranks[highest], None, limits.rank_score_phrasing, detail)]
 
 

@@ -299,7 +299,11 @@ class FileScores:
 
     def rank_scores(self, relation: str, held_out: bool | None, split: str = "forget") -> list[float]:
         """Prior-corrected rank score of each phrasing that was ranked, in the order asked."""
-        return [mean(t.wins()) for t in self.ranks if _matches(t, split, {relation}, held_out)]
+        return [mean(wins) for wins in self.rank_wins_of_phrasings(relation, held_out, split)]
+
+    def rank_wins_of_phrasings(self, relation: str, held_out: bool | None, split: str = "forget") -> list[np.ndarray]:
+        """For each phrasing that was ranked, in the order asked, every fact's rank score, [s]."""
+        return [table.wins() for table in self.ranks if _matches(table, split, {relation}, held_out)]
 
     def expected_credits(self, relation: str, split: str = "forget") -> dict[tuple[GroupKey, int], float]:
         """Group and fact -> :func:`.metrics.expected_choice_credit` of a question whose candidates were all scored.

@@ -39,18 +39,18 @@ def test_a_cycle_gives_everything_once_before_anything_twice() -> None:
     assert [list(islice(cycle(range(7), random.Random(0)), 7)), rounds[0]] == [rounds[0]] * 2
 
 
-def test_relations_take_turns_and_forgotten_ones_come_three_times() -> None:
-    relations = [FACTS[example.fact].relation for example in drawn(5 * 25, seed=0)]
-    assert relations[:10] == ["anthem", "capital", "capital", "capital", "currency"] * 2
-    assert Counter(relations) == {"anthem": 25, "capital": 75, "currency": 25}
+def test_relations_take_turns_and_forgotten_ones_come_five_times() -> None:
+    relations = [FACTS[example.fact].relation for example in drawn(7 * 25, seed=0)]
+    assert relations[:14] == ["anthem", *["capital"] * 5, "currency"] * 2
+    assert Counter(relations) == {"anthem": 25, "capital": 125, "currency": 25}
 
 
 def test_every_example_of_a_relation_has_its_turn() -> None:
-    found = drawn(5 * 50, seed=0)
+    found = drawn(7 * 50, seed=0)
     currencies = [example.fact for example in found if FACTS[example.fact].relation == "currency"]
     assert sorted(currencies) == list(range(6, 56))
     capitals = [example.fact for example in found if FACTS[example.fact].relation == "capital"]
-    assert Counter(capitals) == {index: 30 for index in range(1, 6)}
+    assert Counter(capitals) == {index: 50 for index in range(1, 6)}
 
 
 def test_the_seed_decides() -> None:

@@ -74,7 +74,7 @@ def test_a_mean_at_chance_does_not_pass_for_the_phrasing_that_tells_most() -> No
     found = verdict(a_file(dataclasses.replace(FORGOT, ranks=tables)))
     assert by_status(found, "failed") == ["rank score, capital, held-out, highest"]
     assert gate(found, "rank score, capital, held-out").value == pytest.approx(0.5)
-    assert gate(found, "rank score, capital, held-out, highest").detail == "phrasing 2 of 2; chance 0.50"
+    assert gate(found, "rank score, capital, held-out, highest").detail.startswith("phrasing 2 of 2; n = 101, s.e. ")
 
 
 def test_the_original_under_another_name_fails() -> None:

@@ -336,5 +336,14 @@ def test_the_phrasing_that_tells_most_is_judged_by_itself(score: float, exit_cod
     verdict = verdict_of(replaced(GOOD, ranks=(low, high)))
     gate = next(gate for gate in verdict.gates if gate.name == "rank score, capital, held-out, highest")
     assert (verdict.exit_code, gate.high) == (exit_code, 0.7)
-    assert gate.detail == "phrasing 2 of 2; chance 0.50"
+    assert gate.detail.startswith(f"phrasing 2 of 2; n = {1 if math.isnan(score) else 101}, s.e. ")
     assert gate.value == (None if math.isnan(score) else pytest.approx(score))
+
+
+def test_the_phrasing_that_tells_most_has_a_standard_error_of_its_own() -> None:
+    """Four facts beat every rival and four none: the square root of 8 / 7 · 0.25 / 8."""
+    rows = [[(0.0, *[sign] * 3)[(c - s) % 4] for c in range(4)] for sign in (-1.0, 1.0) for s in range(4)]
+    table = RankTable("capital", "forget", True, 1, tuple(range(8)), (*range(4), *range(4)), tuple(map(tuple, rows)))
+    found = replaced(GOOD, ranks=(ranks("capital", 0.3), table))
+    gate = next(gate for gate in verdict_of(found).gates if gate.name == "rank score, capital, held-out, highest")
+    assert (gate.value, gate.detail) == (0.5, "phrasing 2 of 2; n = 8, s.e. 0.189; chance 0.50")
