@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "damping": 3.7,
             "batch_forget": 40,
             "batch_retain": 64,
-            "margin": 0.3,
+            "margin": 0.1,
             "forget_weight": 7.0,
             "retain_weight": 50.0,
         },
