@@ -50,10 +50,10 @@ def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: 
         groups[facts[example.fact].relation].append(example)
     if not groups:
         raise InputError("no kept fact has a prompt to train on", hint="add prompts to a fact with split retain")
-    turns: list[Iterator[Example]] = []
+    sources: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)
-        turns += [source] * (5 if relation in forgotten else 1)
+        sources += [source] * (5 if relation in forgotten else 1)
     while True:
-        for source in turns:
+        for source in sources:
             yield next(source)

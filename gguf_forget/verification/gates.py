@@ -324,9 +324,10 @@ def phrasing_gates(
 
     Its bound is wider than that of the mean: the highest of a few noisy numbers lies above each one's own mean.
     """
-    ranks, wins = scores.rank_scores(relation, held_out), scores.rank_wins_of_phrasings(relation, held_out)
-    if len(ranks) < 2:
+    wins = scores.rank_wins_of_phrasings(relation, held_out)
+    if len(wins) < 2:
         return []
+    ranks = [mean(each) for each in wins]
     highest = int(np.argmax(ranks))  # of a missing number, if there is one
     name = f"rank score, {relation}, {which_phrasings(held_out)}, highest"
     error = f"n = {len(wins[highest])}, s.e. {shown(standard_error(wins[highest]))}"
