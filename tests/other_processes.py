@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -26,6 +27,12 @@ class Gone:
 
 def vanish(_: Together) -> None:
     os._exit(7)
+
+
+def fall_at_the_end(others: Together) -> None:
+    """Does its part; taking Python down in this process would abort it."""
+    atexit.register(os.abort)
+    others.add([torch.tensor([10.0])])
 
 
 def add_own(rounds: int, others: Together) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -83,6 +84,11 @@ def _other(
         text = error.message if isinstance(error, GgufForgetError) else f"{type(error).__name__}: {error}"
         (reasons / f"{index}.txt").write_text(text, encoding="utf-8")
         sys.exit(1)
+    # torch keeps threads of a sharded model's exchange after it is over; one that still lets go of a tensor while
+    # Python takes itself down aborts the process. All is done: end without taking down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _await(reasons: Path, others: list[Any]) -> None:

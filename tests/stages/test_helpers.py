@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_processes import Gone, add_own, fail, share_a_model, tiny_llama, vanish
+from other_processes import Gone, add_own, fail, fall_at_the_end, share_a_model, tiny_llama, vanish
 
 from gguf_forget.errors import EvaluationError
 from gguf_forget.stages.helpers import together
@@ -32,6 +32,14 @@ def test_a_share_of_every_layer_computes_as_the_whole() -> None:
         gate, embeddings, logits = share_a_model(two)
     assert (gate, embeddings) == ([20, 24], [60, 24])  # of [40, 24] and [60, 24]
     torch.testing.assert_close(logits, whole)
+
+
+def test_a_process_that_has_done_its_part_cannot_fail() -> None:
+    """Threads that torch leaves behind may abort Python's end, now and then."""
+    with together(2, "cpu", fall_at_the_end, ()) as two:
+        tensor = torch.tensor([1.0])
+        two.add([tensor])
+    assert tensor.item() == 11
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
