@@ -10,13 +10,11 @@ Shapes: R trees (rows) of at most T tokens, S scored positions over the whole ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gguf_forget.facts.tokens import Example
 from gguf_forget.prefix_tree import Wave, plan_waves
@@ -177,12 +175,6 @@ def log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     ).last_hidden_state  # [R, T, d_model]
     chosen = hidden.flatten(0, 1)[batch.positions]  # [S, d_model]
     return torch.log_softmax(model.get_output_embeddings()(chosen).float(), dim=-1)
-
-
-def trained_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """What a forward pass and its backward pass run inside of: on processors torch's fused attention, faster forwards,
-    takes much longer backwards than the plain one."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def answer_log_probability(log_probs: torch.Tensor, batch: Batch) -> torch.Tensor:
