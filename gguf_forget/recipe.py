@@ -115,6 +115,11 @@ class AttributeSection:
         0.0, "grow the circuit until it alone does this share of what all neurons do; 0 does not", at_least=0, at_most=1
     )
     evidence_pairs: int = setting(16, "pairs of each split on which the circuit is judged; 0 for none", at_least=0)
+    precision: str = setting(
+        "bfloat16",
+        "what gradients are computed in; scores are summed in float32, and what judges the circuit computes in it",
+        choices=("bfloat16", "float32"),
+    )
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -240,7 +245,9 @@ class GatesSection:
         0.30, "lowest rank score; chance is 0.5", at_least=0, at_most=1, at_most_key="rank_score_high"
     )
     rank_score_high: float = setting(0.60, "highest rank score; chance is 0.5", at_least=0, at_most=1)
-    rank_score_phrasing: float = setting(0.70, "highest rank score of a single unseen phrasing", at_least=0, at_most=1)
+    rank_score_phrasing: float = setting(
+        0.70, "highest rank score of a single phrasing, unseen or trained", at_least=0, at_most=1
+    )
     generation: float = setting(0.0, "share of greedy answers that hold the answer", at_least=0, at_most=1)
     retain_drop: float = setting(0.03, "accuracy lost on kept facts", at_least=0, at_most=1)
     perplexity_ratio: float = setting(1.03, "perplexity, times the original's", above=0)

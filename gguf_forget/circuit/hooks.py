@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from gguf_forget.checkpoint.attention import differentiable_attention
 from gguf_forget.checkpoint.components import Components, components
 
 Hook = tuple[Any, Literal["input", "output"], Callable[[torch.Tensor], torch.Tensor | None]]
@@ -45,7 +46,8 @@ def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
 def frozen(model: Any) -> Iterator[None]:
     """While open: evaluation mode, no parameter requires gradients, autograd on. All restored at the end.
 
-    Gradients of parameters would cost half of the backward pass and the memory of all activations.
+    Gradients of parameters would cost half of the backward pass and the memory of all activations. Attention is
+    computed as :func:`~gguf_forget.checkpoint.attention.differentiable_attention` does.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -53,7 +55,7 @@ def frozen(model: Any) -> Iterator[None]:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), differentiable_attention(model):
             yield
     finally:
         for module, training in modes:

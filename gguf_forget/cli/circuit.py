@@ -72,6 +72,11 @@ def _scoring_options(function: Command) -> Command:
             help="Choose neurons by the size of their scores (how much they matter) or with sign (what ablation costs)"
             f"  [default: {DEFAULTS.ranking}]",
         ),
+        click.option(
+            "--precision",
+            type=click.Choice(["bfloat16", "float32"]),
+            help=f"What gradients are computed in  [default: {DEFAULTS.precision}]",
+        ),
         click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
         click.option(
             "--budget",

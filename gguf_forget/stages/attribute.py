@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_forget.checkpoint.load import load_tokenizer, load_torch
+from gguf_forget.checkpoint.load import bfloat16_copy, load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import plain, save_circuit
 from gguf_forget.circuit.attribution import Attribution, Selection
 from gguf_forget.circuit.attribution import attribute as attribute_pairs
@@ -114,7 +114,7 @@ def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, pro
     forget, retain = paired.pairs("forget"), paired.pairs("retain")
     with progress.task("EAP-IG on forget and retain facts", len(forget) + len(retain)) as advance:
         found = attribute_pairs(
-            model,
+            bfloat16_copy(model) if options.precision == "bfloat16" else model,
             forget,
             retain,
             relation=paired.relation,

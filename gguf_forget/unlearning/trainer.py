@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from gguf_forget.checkpoint.attention import differentiable_attention
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.attention import trained_attention
 from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
@@ -191,7 +191,7 @@ def _accumulate(
             known = goal.known(reference, split[0])
         with (
             applied(model, edits),
-            trained_attention(model),
+            differentiable_attention(model),
             recomputed(model) if recompute else nullcontext(),
         ):
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])

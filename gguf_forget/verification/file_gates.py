@@ -96,6 +96,8 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
             )
         )
     gates += phrasing_gates(scores, label, relation, limits, held_out)
+    if held_out:
+        gates += phrasing_gates(scores, label, relation, limits, False)
     answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
     if answers:
         told = [bool(item.contained) for item in answers]

@@ -188,6 +188,7 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
             rank_detail(scores, relation, True),
         ),
         *phrasing_gates(scores, file_type, relation, limits, True),
+        *phrasing_gates(scores, file_type, relation, limits, False),
         bounded(
             f"greedy answers, {relation}, trained",
             file_type,
@@ -320,12 +321,13 @@ def rank_detail(scores: FileScores, relation: str, held_out: bool | None) -> str
 def phrasing_gates(
     scores: FileScores, file_type: str, relation: str, limits: GateLimits, held_out: bool | None
 ) -> list[Gate]:
-    """The phrasing that tells the most, which a mean over several can hide; none where there is only one.
+    """The phrasing that tells the most, which a mean over several can hide; none where it is the mean that is judged.
 
     Its bound is wider than that of the mean: the highest of a few noisy numbers lies above each one's own mean.
+    Of trained phrasings nothing else is judged by rank: one that is avoided is no harm, one that tells is.
     """
     wins = scores.rank_wins_of_phrasings(relation, held_out)
-    if len(wins) < 2:
+    if len(wins) < (1 if held_out is False else 2):
         return []
     ranks = [mean(each) for each in wins]
     highest = int(np.argmax(ranks))  # of a missing number, if there is one
@@ -337,7 +339,7 @@ def phrasing_gates(
 
 def which_phrasings(held_out: bool | None) -> str:
     """In words, for the names of gates."""
-    return "held-out" if held_out else "as asked"
+    return {True: "held-out", False: "trained", None: "as asked"}[held_out]
 
 
 def bounded(name: str, file_type: str, value: float, low: float | None, high: float | None, detail: str) -> Gate:

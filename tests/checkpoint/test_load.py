@@ -11,9 +11,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
+from tiny_families import FAMILIES
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.checkpoint.load import load_tokenizer, load_torch, summarise, write_template
+from gguf_forget.checkpoint.load import bfloat16_copy, load_tokenizer, load_torch, summarise, write_template
 from gguf_forget.errors import InputError, UnsupportedError
 from gguf_forget.facts.tokens import Tokenize
 from gguf_forget.llama.quantizer import quantize
@@ -144,6 +146,9 @@ def test_torch_is_frozen_and_has_the_file_s_weights(tiny_gguf: Path, tiny_model:
     assert {parameter.dtype for parameter in brief.parameters()} == {torch.bfloat16}
     for rounded, own in zip(brief.parameters(), tiny_model.parameters(), strict=True):
         assert torch.equal(rounded, own.to(torch.bfloat16))
+    for (name, kept), own in zip(brief.named_buffers(), tiny_model.buffers(), strict=True):
+        assert torch.equal(kept, own), name
+        assert kept.dtype == torch.float32, name
 
 
 def test_loading_says_nothing(tiny_gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +174,24 @@ def test_torch_and_llama_cpp_agree_on_tokens_and_log_probabilities(
         expected = table[torch.arange(len(sequence) - 1), sequence[1:]]
         assert own.shape == expected.shape
         np.testing.assert_allclose(own, expected.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_bfloat16_copy_rounds_parameters_alone(name: str) -> None:
+    """Frequencies of rotary embeddings above all: 8 bits of them would turn later tokens elsewhere."""
+    torch.manual_seed(0)
+    kind, sizes = FAMILIES[name]
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes)).eval()
+    copied = bfloat16_copy(model)
+    ids = torch.arange(5, 13)[None]
+    with torch.no_grad():
+        found, expected = copied(ids).logits, model(ids).logits
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    for (own, rounded), (_, exact) in zip(copied.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(rounded, exact.to(torch.bfloat16)), own
+        assert exact.dtype == torch.float32
+    for (own, kept), (_, exact) in zip(copied.named_buffers(), model.named_buffers(), strict=True):
+        assert kept.dtype == exact.dtype, own
+        assert torch.equal(kept, exact), own
+    assert len(list(copied.parameters())) == len(list(model.parameters()))  # tied weights stay tied

@@ -77,6 +77,13 @@ def test_a_mean_at_chance_does_not_pass_for_the_phrasing_that_tells_most() -> No
     assert gate(found, "rank score, capital, held-out, highest").detail.startswith("phrasing 2 of 2; n = 101, s.e. ")
 
 
+def test_a_phrasing_before_the_held_out_ones_that_tells_fails_too() -> None:
+    tables = (*FORGOT.ranks, ranks("capital", 0.75, held_out=False))
+    found = verdict(a_file(dataclasses.replace(FORGOT, ranks=tables)))
+    assert by_status(found, "failed") == ["rank score, capital, trained, highest"]
+    assert gate(found, "rank score, capital, trained, highest").value == pytest.approx(0.75)
+
+
 def test_the_original_under_another_name_fails() -> None:
     found = verdict(a_file(KNOWS, tensors_changed=0))
     assert "weights changed" in by_status(found, "failed")

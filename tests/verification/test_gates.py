@@ -340,6 +340,19 @@ def test_the_phrasing_that_tells_most_is_judged_by_itself(score: float, exit_cod
     assert gate.value == (None if math.isnan(score) else pytest.approx(score))
 
 
+@pytest.mark.parametrize(("trained", "exit_code"), [((0.71,), 1), ((0.7,), 0), ((0.2, 0.75, 0.3), 1), ((0.1, 0.2), 0)])
+def test_a_trained_phrasing_that_still_tells_fails(trained: tuple[float, ...], exit_code: int) -> None:
+    """Avoided ones are not judged, nor is their mean."""
+    tables = [
+        dataclasses.replace(ranks("capital", score, held_out=False), phrasing=n) for n, score in enumerate(trained)
+    ]
+    verdict = verdict_of(replaced(GOOD, ranks=(*tables, *GOOD.ranks)))
+    gates = [gate for gate in verdict.gates if gate.name.startswith("rank score, capital, trained")]
+    assert verdict.exit_code == exit_code
+    assert [(gate.name, gate.high) for gate in gates] == [("rank score, capital, trained, highest", 0.7)]
+    assert gates[0].value == pytest.approx(max(trained))
+
+
 def test_the_phrasing_that_tells_most_has_a_standard_error_of_its_own() -> None:
     """Four facts beat every rival and four none: the square root of 8 / 7 · 0.25 / 8."""
     rows = [[(0.0, *[sign] * 3)[(c - s) % 4] for c in range(4)] for sign in (-1.0, 1.0) for s in range(4)]

@@ -1,4 +1,4 @@
-"""Attention for training is torch's own, output and gradients, and is there only while it is asked for."""
+"""Attention for gradients is torch's own, output and gradients, and is there only while it is asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import transformers
 from tiny_families import FAMILIES
 from torch.nn.functional import scaled_dot_product_attention
 
+from gguf_forget.checkpoint.attention import attention, differentiable_attention
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.attention import attention, trained_attention
 from gguf_forget.unlearning.scoring import Batch, answer_log_probability, answers, log_probabilities, pack
 
 ROWS, TOKENS, WIDTH = 2, 7, 4
@@ -86,7 +86,7 @@ def test_every_architecture_computes_the_same(name: str) -> None:
     with torch.no_grad():
         expected = log_probabilities(model, batch)
     wanted = gradient(model, batch)
-    with trained_attention(model):
+    with differentiable_attention(model):
         assert (model.config._attn_implementation != own) is (own == "sdpa")
         with torch.no_grad():
             torch.testing.assert_close(log_probabilities(model, batch), expected)
@@ -94,18 +94,38 @@ def test_every_architecture_computes_the_same(name: str) -> None:
     assert model.config._attn_implementation == own
 
 
-def test_a_batch_without_a_mask_is_left_to_torch() -> None:
-    model, _ = model_and_batch("llama")
-    ids = torch.tensor([[5, 6, 7]])
+@pytest.mark.parametrize("padding", [None, [1] * 7, [1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+def test_a_batch_without_a_tree_sees_what_came_before(name: str, padding: list[int] | None) -> None:
+    """Not what is padding, nor what is past the window; where there is neither, transformers hands over no mask."""
+    model, _ = model_and_batch(name)
+    ids = torch.arange(5, 19).reshape(2, 7)
+    mask = None if padding is None else torch.tensor([[1] * 7, padding])
+    real = torch.ones(2, 7, dtype=torch.bool) if mask is None else mask.bool()
     with torch.no_grad():
-        expected = model(ids).logits
-        with trained_attention(model):
-            torch.testing.assert_close(model(ids).logits, expected)
+        expected = model(ids, attention_mask=mask).logits
+        with differentiable_attention(model):
+            found = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[real], expected[real])
+
+
+def test_other_masks_are_left_to_torch() -> None:
+    """One that is added, and one that is longer than the queries."""
+    model, _ = model_and_batch("llama")
+    ids, added = torch.tensor([[5, 6, 7]]), torch.tensor([[0.0, -9.0, -9.0], [1.0, 0.0, -9.0], [0.5, 0.0, 2.0]])
+    with torch.no_grad():
+        expected = model(ids, attention_mask=added[None, None]).logits
+        cache = model(ids, use_cache=True).past_key_values
+        following = model(torch.tensor([[8]]), past_key_values=cache).logits
+        with differentiable_attention(model):
+            torch.testing.assert_close(model(ids, attention_mask=added[None, None]).logits, expected)
+            cache = model(ids, use_cache=True).past_key_values
+            torch.testing.assert_close(model(torch.tensor([[8]]), past_key_values=cache).logits, following)
 
 
 def test_it_ends_where_training_fails() -> None:
     model, _ = model_and_batch("llama")
     own = model.config._attn_implementation
-    with pytest.raises(RuntimeError, match="cut off"), trained_attention(model):
+    with pytest.raises(RuntimeError, match="cut off"), differentiable_attention(model):
         raise RuntimeError("cut off")
     assert model.config._attn_implementation == own == "sdpa"

@@ -1,4 +1,4 @@
-"""Attention that is trained through on a processor, where torch's own is slow backwards.
+"""Attention for gradients on a processor, where torch's own is slow backwards.
 
 Torch's fused attention takes much longer backwards than forwards there, and its plain one computes all of both passes
 in float32, on keys and values that it repeats for every head that shares them. Here only the scores and their softmax
@@ -27,7 +27,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
         fine = torch.promote_types(query.dtype, torch.float32)
         scores = (query.to(fine) * scale) @ key.to(fine).transpose(-1, -2)
-        hidden = torch.where(mask, 0.0, -torch.inf).to(fine)  # added ten times as fast as filled in
+        hidden = (~mask).to(fine).mul_(torch.finfo(fine).min / 2)  # added ten times as fast as filled in
         scores.unflatten(2, (-1, mask.shape[-2])).add_(hidden[:, :, None])
         shares = scores.softmax(dim=-1).to(query.dtype)
         found = shares @ value
@@ -56,7 +56,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     """softmax(scale * query key^T) value, [R, T, H, D_v].
 
     query: [R, H, T, D]; key: [R, G, T, D]; value: [R, G, T, D_v]; mask: bool [R or 1, 1, T, T], True where a token
-    may look, somewhere in every row.
+    may look. One that may look nowhere, padding, gets the mean of all values.
     """
     rows, heads, tokens, _ = query.shape
     groups = key.shape[1]
@@ -71,28 +71,35 @@ def _in_place_of_torchs(
     """Has the signature of transformers' attention functions."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    plain = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
-    more = [name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None]
-    if not plain or more or others.get("dropout"):
+    mask = attention_mask
+    tokens = query.shape[2]
+    if mask is None and tokens == key.shape[2]:  # what transformers leaves to torch's own causal mask
+        causal = others.get("is_causal")
+        if getattr(module, "is_causal", True) if causal is None else causal:
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
+    more = [name for name in ("position_bias", "softcap", "cache", "dropout") if others.get(name)]
+    if mask is None or mask.dtype != torch.bool or more:
         found: tuple[Any, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **others
         )
         return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention(query, key, value, attention_mask, scale), None
+    return attention(query, key, value, mask, scale), None
 
 
 @contextmanager
-def trained_attention(model: Any) -> Iterator[None]:
+def differentiable_attention(model: Any) -> Iterator[None]:
     """While open, ``model`` computes its attention by :func:`attention`, if it is on a processor and would else use
     torch's."""
     own = model.config._attn_implementation
     if model.device.type != "cpu" or own != "sdpa":
         yield
         return
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(_NAME, _in_place_of_torchs)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)  # else windows and padding would go unmasked
     model.config._attn_implementation = _NAME
     try:
         yield
