@@ -117,7 +117,7 @@ class AttributeSection:
     evidence_pairs: int = setting(16, "pairs of each split on which the circuit is judged; 0 for none", at_least=0)
     precision: str = setting(
         "bfloat16",
-        "what gradients are computed in; scores are summed in float32, and what judges the circuit computes in it",
+        "what gradients are computed in; scores are summed in float64, and what judges the circuit computes in float32",
         choices=("bfloat16", "float32"),
     )
     seed: int = setting(0, "seed of every random choice", at_least=0, at_most=LARGEST_SEED)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 from test_pipeline import facts
@@ -43,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 STUDY = (
     *("--budget", "5%", "--pairs", "8", "--evidence-pairs", "4", "--steps", "2", "--layer-cap", "0.2"),
-    *("--ranking", "signed", "--quiet"),
+    *("--ranking", "signed", "--precision", "float32", "--quiet"),
 )
 
 
@@ -81,6 +83,21 @@ def test_the_circuit_is_the_one_that_the_parts_give(folder: Path, study: dict[st
     assert study["neurons"] == circuit.size == 13
     share = np.abs(forget)[circuit.mask()].sum() / np.abs(forget).sum()
     assert study["share_of_attribution"]["forget"] == pytest.approx(share)
+
+
+def test_gradients_are_in_bfloat16_unless_told_otherwise(folder: Path) -> None:
+    model = load_torch(folder / "model.gguf")
+    paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=8, seed=0)
+    section = AttributeSection(integration_steps=2)
+    exact = replace(section, precision="float32")
+    found, fine = find_circuit(model, paired, section, Progress()), find_circuit(model, paired, exact, Progress())
+    half = find_circuit(load_torch(folder / "model.gguf", bfloat16=True), paired, exact, Progress())
+    assert torch.equal(found.forget.scores, half.forget.scores)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert found.forget.scores.dtype == torch.float64
+    assert not torch.equal(found.forget.scores, fine.forget.scores)
+    pair = torch.stack([found.forget.scores.flatten(), fine.forget.scores.flatten()])
+    assert float(torch.corrcoef(pair)[0, 1]) > 0.999
 
 
 def test_the_evidence_is_what_the_parts_measure(folder: Path, study: dict[str, Any]) -> None:

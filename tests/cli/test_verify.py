@@ -66,7 +66,7 @@ def report(folder: Path, passed: Result) -> Any:
 
 def test_a_file_that_passes(passed: Result, report: Any) -> None:
     assert passed.exit_code == 0, passed.output
-    assert passed.stdout.startswith("FORGOTTEN: all 8 gates hold on the shipped F32.")
+    assert passed.stdout.startswith("FORGOTTEN: all 9 gates hold on the shipped F32.")
     assert "asking F32 through llama.cpp" in passed.stderr
     assert report["verdict"]["exit_code"] == 0
     assert report["facts"]["files"][0]["rows"] == 24
@@ -76,7 +76,7 @@ def test_a_file_that_passes(passed: Result, report: Any) -> None:
 
 def test_the_gates_as_junit_xml(folder: Path, passed: Result) -> None:
     root = ElementTree.parse(folder / "gates.xml").getroot()
-    assert (root.attrib["tests"], root.attrib["failures"], root.attrib["errors"]) == ("8", "0", "0")
+    assert (root.attrib["tests"], root.attrib["failures"], root.attrib["errors"]) == ("9", "0", "0")
 
 
 def test_the_same_verdict_from_the_report_alone(folder: Path, report: Any) -> None:
@@ -108,7 +108,7 @@ def test_json_and_a_baseline(folder: Path, report: Any) -> None:
     (folder / "failing.json").write_text(result.stdout)
     again = invoke(*arguments, "--baseline", folder / "failing.json", "-q")
     assert again.exit_code == 0
-    assert again.stdout.startswith("NO REGRESSION: 4 of 8 gates fail as they did before")
+    assert again.stdout.startswith("NO REGRESSION: 5 of 9 gates fail as they did before")
 
 
 def test_one_sequence_at_a_time_is_the_same_on_a_float_file(folder: Path, report: Any) -> None:
