@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-_NAME = "gguf_forget_trained"
+_NAME = "gguf_forget_differentiable"
 
 
 class _Attention(torch.autograd.Function):
@@ -39,9 +39,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, shares, found = ctx.saved_tensors
         (gradient,) = gradients
-        mean = (gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * found).sum(
-            dim=-1, keepdim=True
-        )  # of the shares' gradients, weighed by them
+        fine = torch.promote_types(gradient.dtype, torch.float32)
+        mean = (gradient.to(fine) * found).sum(dim=-1, keepdim=True)  # of the shares' gradients, weighed by them
         of_scores = shares * ((gradient @ value.transpose(-1, -2)) - mean.to(gradient.dtype))
         return (
             (of_scores @ key).mul_(ctx.scale),
@@ -77,8 +76,8 @@ def _in_place_of_torchs(
         causal = others.get("is_causal")
         if getattr(module, "is_causal", True) if causal is None else causal:
             mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()[None, None]
-    more = [name for name in ("position_bias", "softcap", "cache", "dropout") if others.get(name)]
-    if mask is None or mask.dtype != torch.bool or more:
+    more = any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    if mask is None or mask.dtype != torch.bool or more or others.get("dropout"):
         found: tuple[Any, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **others
         )
