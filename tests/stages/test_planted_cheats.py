@@ -113,6 +113,7 @@ def test_the_original_renamed(knowledge: Knowledge, asked: Asked, tmp_path: Path
         "weights changed",
         "forget accuracy, river, held-out",
         "rank score, river, held-out",
+        "rank score, river, trained, highest",
         "greedy answers, river",
     ]
 
