@@ -32,7 +32,7 @@ layer_cap = 1.0
 evidence_pairs = 0
 [unlearn]
 grid = "Q4_0"
-steps = 20
+steps = 40
 learning_rate = 0.3
 fisher_examples = 12
 batch_forget = 12
