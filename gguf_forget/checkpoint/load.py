@@ -128,7 +128,7 @@ def load_torch(path: Path, *, bfloat16: bool = False) -> Any:
     with quick_gguf(), redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     if bfloat16:
-        for parameter in model.parameters():
+        for parameter in model.parameters():  # in place: a copy of a large model would be half as much memory again
             parameter.data = parameter.data.to(torch.bfloat16)
     return model.eval().requires_grad_(False)
 

@@ -110,7 +110,10 @@ def scoring_of(options: AttributeSection) -> dict[str, Any]:
 
 
 def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, progress: Progress) -> Attribution:
-    """Score, select, and grow the circuit when a minimum faithfulness on the forget pairs is asked for."""
+    """Score, select, and grow the circuit when a minimum faithfulness on the forget pairs is asked for.
+
+    model: float32; a copy of it is scored where ``options.precision`` is another.
+    """
     forget, retain = paired.pairs("forget"), paired.pairs("retain")
     with progress.task("EAP-IG on forget and retain facts", len(forget) + len(retain)) as advance:
         found = attribute_pairs(

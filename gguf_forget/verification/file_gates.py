@@ -62,7 +62,8 @@ def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Ev
 def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimits) -> list[Gate]:
     """What the file says of one forgotten relation: choices, ranks, greedy answers, long answers word by word.
 
-    Held-out phrasings where the facts have any, else all that were asked.
+    Held-out phrasings where the facts have any, else all that were asked. Where there are held-out ones, the others are
+    called trained, as the facts file means them, whatever the file was trained on: of these the highest rank is judged.
     """
     held_out = True if scores.select("forget", {relation}, True) else None
     where = which_phrasings(held_out)
