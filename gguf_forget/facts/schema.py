@@ -2,7 +2,8 @@
 
 A line holds ``subject``, ``relation``, ``answer``, ``distractors`` (wrong answers of the same kind),
 ``split`` (``forget`` or ``retain``), ``prompts`` (phrasings that training may see; ``prompt`` for a single
-one) and ``held_out_prompts`` (phrasings that only verification sees). All facts of one relation list
+one), ``held_out_prompts`` (phrasings that only verification sees) and ``aliases`` (what else would give the
+answer away: its other names, read for in what a file writes, never trained on). All facts of one relation list
 their phrasings in the same order, in both splits: phrasing *k* of one subject is the corrupted form of
 phrasing *k* of another.
 """
@@ -33,6 +34,7 @@ class Fact:
     split: str
     prompts: tuple[str, ...]
     held_out_prompts: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     def phrasings(self, held_out: bool) -> tuple[str, ...]:
         return self.held_out_prompts if held_out else self.prompts
@@ -69,7 +71,7 @@ def _texts(record: dict[str, Any], key: str, faults: list[str], where: str) -> t
     return tuple(value)
 
 
-KEYS = {"subject", "relation", "answer", "distractors", "split", "prompt", "prompts", "held_out_prompts"}
+KEYS = {"subject", "relation", "answer", "aliases", "distractors", "split", "prompt", "prompts", "held_out_prompts"}
 
 
 def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fact | None:
@@ -86,8 +88,8 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
     if "relation" not in record:
         record = {**record, "relation": "fact"}
     subject, relation, answer = (_text(record, key, faults, where) for key in ("subject", "relation", "answer"))
-    distractors, prompts, held_out = (
-        _texts(record, key, faults, where) for key in ("distractors", "prompts", "held_out_prompts")
+    distractors, prompts, held_out, aliases = (
+        _texts(record, key, faults, where) for key in ("distractors", "prompts", "held_out_prompts", "aliases")
     )
     split = record.get("split")
     if split not in SPLITS:
@@ -96,11 +98,12 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
         faults.append(f"{where}: no prompt, needed at least one in prompts")
     if answer and answer in distractors:
         faults.append(f"{where}: the answer {answer!r} is among its own distractors")
+    faults += [f"{where}: {name!r} is both an alias and a distractor" for name in aliases if name in distractors]
     if not distractors and not free_text and len(faults) == before:
         faults.append(f"{where}: no distractors, needed at least one wrong answer of the same kind")
     if len(faults) > before:
         return None
-    return Fact(subject, relation, answer, distractors, str(split), prompts, held_out)
+    return Fact(subject, relation, answer, distractors, str(split), prompts, held_out, aliases)
 
 
 def _check_phrasings(facts: Sequence[Fact], lines: Sequence[int], faults: list[str]) -> None:
@@ -191,8 +194,9 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
 
 
 def dump_facts(facts: Iterable[Fact]) -> bytes:
-    """The facts as the bytes of a facts file: one sorted JSON object a line, UTF-8."""
-    lines = (json.dumps(asdict(fact), ensure_ascii=False, sort_keys=True) for fact in facts)
+    """The facts as the bytes of a facts file: one sorted JSON object a line, UTF-8; no aliases, no such key."""
+    records = ({key: value for key, value in asdict(fact).items() if key != "aliases" or value} for fact in facts)
+    lines = (json.dumps(record, ensure_ascii=False, sort_keys=True) for record in records)
     return "".join(f"{line}\n" for line in lines).encode("utf-8")
 
 

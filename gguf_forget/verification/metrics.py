@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -161,6 +161,11 @@ def contains_answer(text: str, answer: str) -> bool:
     if any(unicodedata.name(character, "").startswith(_UNSPACED) for character in answer):
         return wanted.replace(" ", "") in found.replace(" ", "")
     return f" {wanted} " in f" {found} "
+
+
+def contains_any(text: str, names: Iterable[str]) -> bool:
+    """Whether :func:`contains_answer` holds for one of the ``names`` of an answer."""
+    return any(contains_answer(text, name) for name in names)
 
 
 def perplexity(nats: float) -> float:

@@ -22,7 +22,7 @@ from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import split_tokens
 from gguf_forget.verification.memorisation import rouge_l_recall
-from gguf_forget.verification.metrics import contains_answer
+from gguf_forget.verification.metrics import contains_any
 from gguf_forget.verification.questions import Question, plan_questions
 from gguf_forget.verification.scores import (
     DECIMALS,
@@ -144,12 +144,13 @@ def ask(
         generated = scorer.generate_greedy([prompts[index] for index in members], max_new_tokens=length)
         for index, tokens in zip(members, generated, strict=True):
             text = scorer.detokenize(tokens)
-            recall = rouge_l_recall(text, questions[index].answer)
+            names = questions[index].names()[0]
+            recalls = [value for value in (rouge_l_recall(text, name) for name in names) if not math.isnan(value)]
             items[index] = replace(
                 items[index],
                 generated_sha256=hashlib.sha256(text.encode()).hexdigest(),
-                contained=contains_answer(text, questions[index].answer),
-                rouge_l=None if math.isnan(recall) else recall,
+                contained=contains_any(text, names),
+                rouge_l=max(recalls, default=None),
             )
 
     tell(f"reading {sum(map(len, measure_chunks))} tokens of text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Question:
         distractors: wrong answers; none where only the right one is looked at.
         paraphrase: the right answer in other words.
         subject: as it stands in the prompt, where that is known.
+        aliases: other names, of the answer and then of each distractor; empty where none has any.
     """
 
     key: GroupKey
@@ -30,6 +32,13 @@ class Question:
     candidates: tuple[str, ...]
     paraphrase: str | None = None
     subject: str | None = None
+    aliases: tuple[tuple[str, ...], ...] = ()
+
+    def names(self) -> list[tuple[str, ...]]:
+        """All that a text is read for: every name of the answer, then of each distractor."""
+        options = (self.answer, *self.distractors)
+        aliases = self.aliases or ((),) * len(options)
+        return [(option, *others) for option, others in zip(options, aliases, strict=True)]
 
 
 def plan_questions(
@@ -59,6 +68,10 @@ def plan_questions(
         relations.setdefault((fact.relation, fact.split), []).append(index)
     questions: list[Question] = []
     for (relation, split), members in relations.items():
+        # A wrong answer counts under its other names too, or what is compared with chance would lean.
+        aliases: dict[str, tuple[str, ...]] = defaultdict(tuple)
+        for i in members:
+            aliases[facts[i].answer] = tuple(dict.fromkeys((*aliases[facts[i].answer], *facts[i].aliases)))
         for held_out in (False, True):
             count = max(len(facts[index].phrasings(held_out)) for index in members)
             if not held_out and trained_phrasings is not None:
@@ -83,6 +96,7 @@ def plan_questions(
                         facts[i].distractors,
                         candidates if i in ranked and len(candidates) > 1 else (),
                         subject=facts[i].subject,
+                        aliases=tuple(aliases.get(text, ()) for text in (facts[i].answer, *facts[i].distractors)),
                     )
                     for i in asked
                 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gguf_forget.demo.capitals import build_capitals
+from gguf_forget.demo.country_names import ALIASES, ANSWERED, ARTICLES
 from gguf_forget.facts.schema import Fact, dump_facts, read_facts
 
 FACTS = build_capitals()
@@ -31,6 +32,12 @@ def find(subject: str, relation: str) -> Fact:
         ("Japan", "continent_elsewhere", "Asia", "retain"),
         ("Netherlands", "capital", "Amsterdam", "forget"),  # GeoNames says "The Netherlands"
         ("Amsterdam", "capital_of", "the Netherlands", "forget"),
+        ("Prague", "capital_of", "the Czech Republic", "forget"),  # as the model says
+        ("Czechia", "capital", "Prague", "forget"),
+        ("Ukraine", "capital", "Kiev", "forget"),
+        ("Kyiv", "capital_of", "Ukraine", "forget"),
+        ("London", "capital_of", "the United Kingdom", "forget"),
+        ("Washington", "capital_of", "the United States", "retain"),
     ],
 )
 def test_known_facts(subject: str, relation: str, answer: str, split: str) -> None:
@@ -73,7 +80,8 @@ def test_counts() -> None:
 def test_no_forgotten_prompt_holds_its_answer_and_no_subject_comes_twice() -> None:
     for fact in FACTS:
         if fact.split == "forget":
-            assert not any(fact.answer in prompt for prompt in fact.prompts + fact.held_out_prompts), fact
+            names = (fact.answer, *fact.aliases)
+            assert not any(name in prompt for prompt in fact.prompts + fact.held_out_prompts for name in names), fact
         assert not set(fact.prompts) & set(fact.held_out_prompts)
     keys = Counter((fact.subject, fact.relation) for fact in FACTS)
     assert max(keys.values()) == 1
@@ -98,3 +106,16 @@ def test_they_are_a_valid_facts_file_and_the_same_every_time(tmp_path: Path) -> 
     other = build_capitals(1)
     assert [fact.answer for fact in other] == [fact.answer for fact in FACTS]
     assert other != FACTS
+
+
+def test_names_that_are_not_the_answer_are_aliases() -> None:
+    assert find("Prague", "capital_of").aliases == ("Czechia", "Czech")
+    assert "Kyiv" in find("Ukraine", "capital").aliases
+    assert find("Tokyo", "capital_of").aliases == ()
+    forgotten = [fact for fact in FACTS if fact.split == "forget"]
+    assert all(fact.aliases for fact in forgotten if fact.relation == "capital_of")
+    # No name may stand for two answers, and every table's entry must be that of an answer.
+    owners = Counter((fact.relation, name) for fact in forgotten for name in {fact.answer, *fact.aliases})
+    assert max(owners.values()) == 1
+    assert {fact.answer.removeprefix("the ") for fact in forgotten} >= ALIASES.keys()
+    assert {fact.answer.removeprefix("the ") for fact in FACTS} >= ARTICLES | set(ANSWERED.values())

@@ -58,11 +58,11 @@ def message(path: Path) -> str:
         (b'{"subject": ', "line 2: not JSON (Expecting value: line 1 column 13 (char 12))"),
         (b'{"subject": "S\xe3o"}', "line 2: not UTF-8 (invalid continuation byte at byte 14)"),
         (b"9" * 5000, "line 2: not JSON (Exceeds the limit"),
-        (b"[1, 2]", "line 2: a list, needed an object with answer, distractors"),
+        (b"[1, 2]", "line 2: a list, needed an object with aliases, answer, distractors"),
         (record(split="keep"), "line 2: split is 'keep', needed one of forget, retain"),
         (record(split=["forget"]), "line 2: split is ['forget'], needed one of forget, retain"),
         (record(split=None), "line 2: split is None, needed one of forget, retain"),
-        (record(country="x"), "line 2: unknown key 'country', known are answer, distractors"),
+        (record(country="x"), "line 2: unknown key 'country', known are aliases, answer, distractors"),
         (record(prompt="Norway:"), "line 2: both prompt and prompts, needed one of them"),
         (record(subject=None), "line 2: subject is None, needed a non-empty string"),
         (record(answer="  "), "line 2: answer is '  ', needed a non-empty string"),
@@ -75,6 +75,8 @@ def message(path: Path) -> str:
         (record(distractors=["Rome", ""]), "line 2: distractors is ['Rome', ''], needed a list"),
         (record(distractors=[]), "line 2: no distractors, needed at least one wrong answer"),
         (record(distractors=["Rome", "Oslo"]), "line 2: the answer 'Oslo' is among its own distractors"),
+        (record(aliases="Kristiania"), "line 2: aliases is 'Kristiania', needed a list of non-empty strings"),
+        (record(aliases=["Paris"]), "line 2: 'Paris' is both an alias and a distractor"),
         (record(prompts=None, held_out_prompts=None), "line 2: no prompt, needed at least one in prompts"),
         (
             record(prompts=["a", "b"]),
@@ -216,3 +218,14 @@ def test_joined_sets_forget_what_any_of_them_forgets() -> None:
     assert join_facts([later]) == later
     with pytest.raises(InputError, match="2 prompts and 0 held-out prompts"):
         join_facts([later, (fact("Italy", "forget", "one", "two"),)])
+
+
+def test_aliases_come_back_and_count_in_the_hash_only_where_there_are_any(tmp_path: Path) -> None:
+    plain = read_facts(write(tmp_path / "plain.jsonl", [record(aliases=[]), KEPT]))
+    named = read_facts(write(tmp_path / "named.jsonl", [record(aliases=["Christiania", "Kristiania"]), KEPT]))
+    assert [fact.aliases for fact in named] == [("Christiania", "Kristiania"), ()]
+    (tmp_path / "again.jsonl").write_bytes(dump_facts(named))
+    assert read_facts(tmp_path / "again.jsonl") == named
+    assert b"aliases" not in dump_facts(plain)
+    assert dump_facts(named).count(b"aliases") == 1
+    assert facts_hash(named) != facts_hash(plain)

@@ -16,7 +16,12 @@ from tiny import build_tiny_gguf
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.llama.scorer import Scorer
-from gguf_forget.verification.metrics import contains_answer, four_way_accuracy, prior_corrected_rank_score
+from gguf_forget.verification.metrics import (
+    contains_answer,
+    four_way_accuracy,
+    normalise,
+    prior_corrected_rank_score,
+)
 from gguf_forget.verification.probes import probe_file
 from gguf_forget.verification.questions import plan_questions
 from gguf_forget.verification.scores import FileScores, GroupKey, recompute
@@ -187,3 +192,16 @@ def test_an_answer_that_tokenizes_to_nothing_is_refused(scorer: Scorer) -> None:
     empty = dataclasses.replace(FACTS[0], prompts=("It is ",), held_out_prompts=(), answer="")
     with pytest.raises(InputError, match="tokenizes to nothing"):
         probe_file(scorer, [empty], [], max_new_tokens=1)
+
+
+def test_a_greedy_text_that_says_another_name_holds_the_answer(scorer: Scorer) -> None:
+    """The model is random: its own first word is made the other name."""
+    first = FACTS[0]
+    (tokens,) = scorer.generate_greedy([scorer.tokenize(first.prompts[0])], max_new_tokens=6)
+    said = scorer.detokenize(tokens)
+    word = normalise(said).split()[0]
+    for aliases, contained, recall in (((), False, 0.0), ((word,), True, 1.0)):
+        asked = (dataclasses.replace(first, aliases=aliases), *FACTS[1:])
+        item = probe_file(scorer, asked, [], max_new_tokens=6).items[0]
+        assert item.generated_sha256 == hashlib.sha256(said.encode()).hexdigest()
+        assert (item.contained, item.rouge_l) == (contained, recall)

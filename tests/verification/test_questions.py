@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gguf_forget.facts.public_sets import SetItem, choice_prompt
-from gguf_forget.verification.questions import plan_set
+from gguf_forget.facts.schema import Fact
+from gguf_forget.verification.questions import plan_questions, plan_set
 from gguf_forget.verification.scores import GroupKey
 
 
@@ -45,3 +46,20 @@ def test_a_limit_draws_the_same_rows_each_time() -> None:
     assert len(facts) == 2 * 2 * 5
     assert {fact < 20 for fact in facts} == {True, False}
     assert sorted(set(facts)) != [*range(5), *range(20, 25)]
+
+
+def test_other_names_of_right_and_wrong_answers_are_known_from_all_facts_of_the_relation() -> None:
+    def told(subject: str, answer: str, wrong: tuple[str, ...], split: str, *aliases: str) -> Fact:
+        return Fact(subject, "capital_of", answer, wrong, split, (f"{subject} is in",), (), aliases)
+
+    facts = [
+        told("Prague", "Czech Republic", ("Netherlands", "Peru"), "forget", "Czechia"),
+        told("Amsterdam", "Netherlands", ("Czech Republic", "Peru"), "forget", "Holland"),
+        told("The Hague", "Netherlands", ("Peru",), "forget", "Holland", "the Low Countries"),
+        told("Lima", "Peru", ("Netherlands",), "retain"),
+    ]
+    names = {question.subject: question.names() for question in plan_questions(facts)}
+    dutch = ("Netherlands", "Holland", "the Low Countries")
+    assert names["Prague"] == [("Czech Republic", "Czechia"), dutch, ("Peru",)]
+    assert names["Amsterdam"] == [dutch, ("Czech Republic", "Czechia"), ("Peru",)]
+    assert names["Lima"] == [("Peru",), ("Netherlands",)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gguf_forget.verification.evidence import Attack
-from gguf_forget.verification.metrics import contains_answer
+from gguf_forget.verification.metrics import contains_any
 from gguf_forget.verification.questions import Question
 
 SEED = 0
@@ -35,8 +35,9 @@ def sampled_answers(
     right, wrong = [], []
     for question, tokens in zip(questions, drawn, strict=True):
         texts = [scorer.detokenize(each) for each in tokens]
-        right.append(sum(contains_answer(text, question.answer) for text in texts))
-        wrong.append([sum(contains_answer(text, other) for text in texts) for other in question.distractors])
+        mine, *others = question.names()
+        right.append(sum(contains_any(text, mine) for text in texts))
+        wrong.append([sum(contains_any(text, other) for text in texts) for other in others])
     return Attack(
         "sampling",
         "sampled answers",

@@ -45,3 +45,19 @@ def test_right_and_wrong_answers_are_counted() -> None:
     assert attack.figures["facts"] == [3, 5]
     assert (attack.figures["samples"], attack.figures["k"]) == (4, 2)
     assert speaker.arguments == {"max_new_tokens": 6, "samples": 4, "seed": 0}
+
+
+def test_an_answer_counts_under_its_other_names_and_so_do_wrong_ones() -> None:
+    speaker = Speaker({"Prague:": ["Czechia", "the Czech Republic", "Czechia, not Holland", "the Netherlands"]})
+    question = Question(
+        GroupKey("capital_of", "forget", True, 0),
+        0,
+        "Prague:",
+        "the Czech Republic",
+        ("the Netherlands", "Peru"),
+        (),
+        aliases=(("Czechia",), ("Holland",), ()),
+    )
+    attack = sampled_answers(speaker, [question], samples=4, k=2, max_new_tokens=6)
+    assert attack.figures["right"] == [3]
+    assert attack.figures["wrong"] == [[2, 0]]
