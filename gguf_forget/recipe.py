@@ -164,6 +164,12 @@ class UnlearnSection:
         at_most=1,
     )
     margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
+    greedy_margin: float = setting(
+        0.0,
+        "nats by which one token of a forgotten answer must be less likely than another, even where chance is to say "
+        "the answer (unknown_subject); 0 for none",
+        at_least=0,
+    )
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)

@@ -333,6 +333,7 @@ def _unlearn(
             rivals=build_rivals(facts, forget),
             targets=targets,
             margin=options.margin,
+            greedy_margin=options.greedy_margin,
             steps=options.steps,
             soft_share=options.soft_share,
             learning_rate=options.learning_rate,

@@ -22,13 +22,21 @@ def negative_preference(answer: torch.Tensor, reference_answer: torch.Tensor, *,
     return -(2.0 / beta) * functional.logsigmoid(-beta * (answer - reference_answer)).mean()
 
 
-def chance_level(answer: torch.Tensor, target: torch.Tensor, *, margin: float = 0.0) -> torch.Tensor:
+def chance_level(
+    answer: torch.Tensor, target: torch.Tensor, *, margin: float = 0.0, excess: torch.Tensor | None = None
+) -> torch.Tensor:
     """Distance of each answer's log-probability from chance's, less ``margin`` (ours). All [E], nats.
 
     Huber: the gradient is one nat a nat far away, as of NPO at its start, and fades within one nat of the
     goal, from either side. So an answer is neither kept nor driven below chance.
+
+    ``excess``: what each answer must lose whatever chance is, where positive; where negative, the most that it may
+    gain.
     """
-    return functional.smooth_l1_loss(answer, target - margin)
+    goal = target - margin
+    if excess is not None:
+        goal = torch.minimum(goal, (answer - excess).detach())
+    return functional.smooth_l1_loss(answer, goal)
 
 
 def gradient_ascent(tokens: torch.Tensor) -> torch.Tensor:

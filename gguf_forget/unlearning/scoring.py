@@ -181,3 +181,14 @@ def answer_log_probability(log_probs: torch.Tensor, batch: Batch) -> torch.Tenso
     """Summed over each sequence's scored tokens, [sequences]."""
     picked = log_probs.gather(-1, batch.targets[:, None]).squeeze(-1)
     return torch.zeros(batch.sequences, dtype=picked.dtype, device=picked.device).index_add(0, batch.rows, picked)
+
+
+def greedy_lead(log_probs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How much likelier than any other token the answer's are, least over the answer, nats, [sequences].
+
+    Positive where a greedy decoder gives the answer word for word. Every sequence has a scored token.
+    """
+    own = log_probs.gather(-1, batch.targets[:, None]).squeeze(-1)
+    others = log_probs.scatter(-1, batch.targets[:, None], float("-inf")).amax(dim=-1)
+    least = torch.full((batch.sequences,), float("inf"), dtype=own.dtype, device=own.device)
+    return least.scatter_reduce(0, batch.rows, own - others, "amin")

@@ -36,6 +36,7 @@ from gguf_forget.unlearning.scoring import (
     Sequences,
     answer_log_probability,
     answers,
+    greedy_lead,
     log_probabilities,
     pack,
     plain_text,
@@ -117,6 +118,7 @@ class _Goal:
     rivals: Rivals
     targets: torch.Tensor
     margin: float
+    greedy_margin: float
     npo_beta: float
 
     def known(self, reference: Any, part: Batch) -> torch.Tensor | None:
@@ -128,7 +130,10 @@ class _Goal:
     def loss(self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None) -> torch.Tensor:
         if known is not None:
             return negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
-        return chance_level(standing(found, part, self.rivals, rows), self.targets[list(rows)], margin=self.margin)
+        with torch.no_grad():
+            excess = greedy_lead(found, part) + self.greedy_margin if self.greedy_margin else None
+        stands = standing(found, part, self.rivals, rows)
+        return chance_level(stands, self.targets[list(rows)], margin=self.margin, excess=excess)
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,7 @@ def train(
     rivals: Rivals,
     targets: torch.Tensor,
     margin: float,
+    greedy_margin: float,
     steps: int,
     soft_share: float,
     learning_rate: float,
@@ -282,7 +288,8 @@ def train(
 
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
-            ``margin`` nats) or ``npo``.
+            ``margin`` nats; with ``greedy_margin`` at most so far that one of its tokens is less likely than another by
+            as many nats, whatever chance is) or ``npo``.
         framings: what some prompts of every step are asked inside of, see :mod:`.framings`.
         together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
             and the edits end equal.
@@ -300,7 +307,7 @@ def train(
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, npo_beta)
+    goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, greedy_margin, npo_beta)
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])
     history = _resume(state, edits, optimizer) if state else []
     done = len(history)

@@ -68,6 +68,18 @@ def test_chance_level_by_hand() -> None:
     assert float(chance_level(target, target, margin=3.0)) == pytest.approx(2.5, rel=1e-6)
 
 
+def test_chance_level_with_an_excess() -> None:
+    """Above what it may be: down by the excess, wherever chance is; below it, chance but no further up."""
+    answer = torch.tensor([-2.0, -2.0, -7.0, -2.0], requires_grad=True)
+    target = torch.tensor([-1.0, -5.0, -5.0, -2.0])
+    loss = chance_level(answer, target, excess=torch.tensor([0.5, 0.5, -0.5, -9.0]))
+    # goals: -2.5 (chance is higher), -5 (chance is lower), -6.5 (as far up as it may), chance itself
+    assert float(loss.detach()) == pytest.approx((0.125 + 2.5 + 0.125 + 0.0) / 4, rel=1e-6)
+    loss.backward()
+    assert answer.grad is not None
+    assert (4 * answer.grad).tolist() == pytest.approx([0.5, 1.0, -0.5, 0.0], rel=1e-6)
+
+
 def test_ascent_and_likelihood_are_each_others_negative() -> None:
     tokens = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
     assert float(gradient_ascent(tokens)) == -3.0

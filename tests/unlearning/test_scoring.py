@@ -11,6 +11,7 @@ from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.scoring import (
     answer_log_probability,
     answers,
+    greedy_lead,
     log_probabilities,
     pack,
     plain_text,
@@ -44,6 +45,29 @@ def test_packed_answers_equal_one_by_one(tiny_double: Any) -> None:
         for e in EXAMPLES
     ]
     assert sums.tolist() == pytest.approx(slow, abs=1e-4)
+
+
+def test_greedy_lead_is_that_of_the_answers_weakest_token(tiny_double: Any) -> None:
+    batch = pack(answers(EXAMPLES))
+    slow = []
+    for example in EXAMPLES:
+        rows = alone(tiny_double, example.tokens)[example.answer_start - 1 : -1]
+        leads = []
+        for row, token in zip(rows, example.answer, strict=True):
+            best = max(float(value) for other, value in enumerate(row) if other != token)
+            leads.append(float(row[token]) - best)
+        slow.append(min(leads))
+    assert greedy_lead(log_probabilities(tiny_double, batch), batch).tolist() == pytest.approx(slow, abs=1e-5)
+
+
+def test_a_greedy_decoder_gives_what_leads(tiny_double: Any) -> None:
+    prompt = (300, 20, 31)
+    first = int(alone(tiny_double, prompt)[-1].argmax())
+    second = int(alone(tiny_double, (*prompt, first))[-1].argmax())
+    examples = [Example((*prompt, *rest), 3, 0, 0) for rest in ((first, second), (first, second + 1))]
+    batch = pack(answers(examples))
+    said, other = greedy_lead(log_probabilities(tiny_double, batch), batch).tolist()
+    assert said > 0 > other
 
 
 def test_what_stands_beside_a_sequence_does_not_matter(tiny_double: Any) -> None:

@@ -14,7 +14,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.framings import KINDS, Framings
-from gguf_forget.unlearning.scoring import answer_log_probability, answers, log_probabilities, pack
+from gguf_forget.unlearning.scoring import answer_log_probability, answers, greedy_lead, log_probabilities, pack
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
 
@@ -27,12 +27,13 @@ FORGET, RETAIN = EXAMPLES[:3], EXAMPLES[3:]
 TEXT = [[50 + (7 * i + 3 * k) % 200 for k in range(16)] for i in range(4)]
 
 
-def run(bases: list[Any], edits: list[CodeMoves], **changes: Any) -> list[StepLosses]:
+def run(bases: list[Any], edits: list[CodeMoves], forget: list[Example] = FORGET, **changes: Any) -> list[StepLosses]:
     arguments: dict[str, Any] = {
         "objective": "npo",
         "rivals": build_rivals(FACTS, FORGET),
         "targets": torch.full((len(FORGET),), -30.0),
         "margin": 0.0,
+        "greedy_margin": 0.0,
         "steps": 8,
         "soft_share": 0.0,
         "learning_rate": 0.4,
@@ -42,7 +43,7 @@ def run(bases: list[Any], edits: list[CodeMoves], **changes: Any) -> list[StepLo
         "npo_beta": 0.1,
         "seed": 0,
     }
-    return train(bases, edits, FACTS, FORGET, RETAIN, TEXT, **{**arguments, **changes})
+    return train(bases, edits, FACTS, forget, RETAIN, TEXT, **{**arguments, **changes})
 
 
 def answer_nats(model: Any) -> torch.Tensor:
@@ -96,6 +97,36 @@ def test_each_answer_is_held_to_its_own_target(tiny_model: Any) -> None:
             seed=seed,
         )
         assert max(losses.forget for losses in history) < 1e-6
+
+
+def test_no_answer_stays_the_likeliest_even_where_chance_is_to_give_it(tiny_model: Any) -> None:
+    """Forgotten answers that the model gives, and targets that they already meet."""
+    with torch.no_grad():
+        said = [int(tiny_model(torch.tensor([e.prompt])).logits[0, -1].argmax()) for e in FORGET]
+    forget = [Example((*e.prompt, token), len(e.prompt), e.fact, 0) for e, token in zip(FORGET, said, strict=True)]
+    rivals = build_rivals(FACTS, forget)
+    batch = pack(answers(forget))
+    with torch.no_grad():
+        found = log_probabilities(tiny_model, batch)
+        targets = standing(found, batch, rivals, range(len(forget)))
+        assert bool((greedy_lead(found, batch) > 0).all())
+    leads = {}
+    for greedy_margin in (0.0, 0.5):
+        edits = make_edits()
+        run(
+            [tiny_model],
+            edits,
+            forget=forget,
+            objective="unknown_subject",
+            rivals=rivals,
+            targets=targets,
+            greedy_margin=greedy_margin,
+            steps=40,
+        )
+        with torch.no_grad():
+            leads[greedy_margin] = greedy_lead(log_probabilities(dense_copy(tiny_model, edits), batch), batch)
+    assert bool((leads[0.0] > 0).any())
+    assert bool((leads[0.5] < 0).all())
 
 
 def test_the_retain_terms_hold_the_kept_answers(tiny_model: Any) -> None:
