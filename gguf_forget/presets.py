@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_forget": 40,
             "batch_retain": 64,
             "margin": 0.1,
+            "greedy_margin": 1.0,
             "forget_weight": 7.0,
             "retain_weight": 50.0,
         },
