@@ -1,17 +1,15 @@
 """A GGUF derived from another: same header plus new keys, same tensors but for the edited ones.
 
-header   magic, version, number of tensors, number of keys      24 bytes
-keys     one after another                                       copied byte for byte or replaced, new ones appended
-tensors  name, shape, type, offset from the start of the data    copied byte for byte
-padding  up to general.alignment                                 recomputed, the header may have grown
-data     every tensor at its offset                              copied, edited tensors overwritten
+keys     copied byte for byte or replaced, new ones appended
+tensors  their descriptions copied byte for byte
+padding  recomputed, the header may have grown
+data     every tensor at its offset: copied, edited tensors overwritten
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,36 +18,11 @@ import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import InputError
-from gguf_forget.export.gguf_header import read_header
+from gguf_forget.export.gguf_header import Value, entry, read_header
 from gguf_forget.whole_file import replaced_whole
 
-Value = str | int | float | bool
-_UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type
 GENERAL, OURS = "general.", "gguf_forget."
 COPY_BYTES = 16 << 20
-
-
-class Uint32(int):
-    """A number that GGUF wants in 32 bits; other whole numbers get 64."""
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8")
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _entry(key: str, value: Value) -> bytes:
-    if isinstance(value, bool):
-        body = struct.pack("<I?", _BOOL, value)
-    elif isinstance(value, Uint32):
-        body = struct.pack("<II", _UINT32, value)
-    elif isinstance(value, int):
-        body = struct.pack("<IQ", _UINT64, value)
-    elif isinstance(value, float):
-        body = struct.pack("<Id", _FLOAT64, value)
-    else:
-        body = struct.pack("<I", _STRING) + _string(value)
-    return _string(key) + body
 
 
 def write_derived(
@@ -73,8 +46,8 @@ def write_derived(
             raise InputError(f"new bytes for {name}: {raw.nbytes}, needed {needed}")
     head, data_start = read_header(source)
     replaces_ours = any(key.startswith(OURS) for key in metadata)
-    kept = {key: entry for key, entry in head.entries.items() if not (replaces_ours and key.startswith(OURS))}
-    entries = {**kept, **{key: _entry(key, value) for key, value in metadata.items()}}
+    kept = {key: raw for key, raw in head.entries.items() if not (replaces_ours and key.startswith(OURS))}
+    entries = {**kept, **{key: entry(key, value) for key, value in metadata.items()}}
     header = replace(head, entries=entries).to_bytes()
     shift = len(header) - data_start
     needed = os.path.getsize(source) + shift

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.export.derived_file import Uint32, Value
+from gguf_forget.export.gguf_header import Uint32, Value
 
 SUFFIX = "Unlearned"
 _HUB = "https://huggingface.co/"

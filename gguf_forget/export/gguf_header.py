@@ -1,9 +1,15 @@
-"""A GGUF's header in parts that can be put together again byte for byte."""
+"""A GGUF's header in parts that can be put together again byte for byte.
+
+header   magic, version, number of tensors, number of keys      24 bytes
+keys     one after another: name, type, value
+tensors  one after another: name, shape, type, offset from the start of the data
+padding  zeros up to general.alignment
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +17,38 @@ from gguf_forget.checkpoint.gguf_file import MAGIC, GgufFile
 from gguf_forget.errors import InputError
 
 _START = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
+_UINT32, _UINT64, _FLOAT64, _BOOL, _STRING = 4, 10, 12, 7, 8  # gguf_metadata_value_type
+
+Value = str | int | float | bool
+
+
+class Uint32(int):
+    """A number that GGUF wants in 32 bits; other whole numbers get 64."""
+
+
+def string(raw: bytes) -> bytes:
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def entry(key: str, value: Value | bytes) -> bytes:
+    """A key with its value; bytes are a string as it is stored."""
+    if isinstance(value, bool):
+        body = struct.pack("<I?", _BOOL, value)
+    elif isinstance(value, Uint32):
+        body = struct.pack("<II", _UINT32, value)
+    elif isinstance(value, int):
+        body = struct.pack("<IQ", _UINT64, value)
+    elif isinstance(value, float):
+        body = struct.pack("<Id", _FLOAT64, value)
+    else:
+        body = struct.pack("<I", _STRING) + string(value.encode("utf-8") if isinstance(value, str) else value)
+    return string(key.encode("utf-8")) + body
+
+
+def description(name: str, shape: Sequence[int], kind: int, offset: int) -> bytes:
+    """A tensor's own. shape: row length first; kind: number of the ggml type; offset: from the start of the data."""
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return string(name.encode("utf-8")) + sizes + struct.pack("<IQ", kind, offset)
 
 
 @dataclass(frozen=True)
@@ -38,7 +76,7 @@ def read_header(path: Path) -> tuple[Header, int]:
 
     Raises InputError for a file that is no readable GGUF, holds no tensor or is big-endian.
     """
-    reader = GgufFile(path).reader
+    reader = GgufFile(path, outline=True).reader
     if not reader.tensors:
         raise InputError(f"{path} holds no tensor, needed a model")
     last = reader.tensors[-1].field

@@ -135,13 +135,15 @@ def patch_tensor(
     options: RoundingOptions,
     hessian: np.ndarray | None,
     importance: np.ndarray | None,
+    prepare: Callable[[int], None] | None = None,
     mapped: Mapped = map,
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
 
     hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; a type without a codec
     needs it, whose rows are quantized anew as llama.cpp would, and without a Hessian it is the diagonal of one, which
-    counts where a grid is widened. mapped: ``map``, or an executor's.
+    counts where a grid is widened. prepare: called with the first row of every run before its stock rows are read, for
+    who writes that file meanwhile. mapped: ``map``, or an executor's.
     """
     codec = CODECS.get(stock.type)
     feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
@@ -149,6 +151,8 @@ def patch_tensor(
 
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
+        if prepare is not None:
+            prepare(start)
         delta = edit_of(original, unlearned, start, stop, options.noise)
         edited = delta != 0
         touched = np.flatnonzero(edited.any(axis=1))
@@ -312,11 +316,16 @@ def _anew(
 def write_rows(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
     """Write whole rows [rows, bytes per row] at their places, neighbours together."""
     for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-        view = np.ascontiguousarray(content[run[0] : run[-1] + 1]).data.cast("B")
         place = tensor.offset + int(rows[run[0]]) * tensor.raw.shape[1]
-        while view:
-            written = os.pwrite(descriptor, view, place)
-            view, place = view[written:], place + written
+        write_bytes(descriptor, content[run[0] : run[-1] + 1], place)
+
+
+def write_bytes(descriptor: int, content: np.ndarray, place: int) -> None:
+    """Write all of ``content`` (uint8) at byte ``place``, from any thread."""
+    view = np.ascontiguousarray(content).data.cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, place)
+        view, place = view[written:], place + written
 
 
 def written_rows(

@@ -1,8 +1,8 @@
 """Bin-aware quantization of any unlearned model: llama.cpp's own file of the original, plus the edits on its grid.
 
-llama.cpp decides which tensor gets which type and writes the file; the edited tensors are then rewritten in place,
-before the file appears under its name. With no edit at all the result is llama.cpp's file byte for byte, with an edit
-it has keys of its own as well.
+llama.cpp decides which tensor gets which type, and the file is first written as it would (:mod:`.stock_file`); the
+edited tensors are then rewritten in place, before the file appears under its name. With no edit at all the result is
+llama.cpp's file byte for byte, with an edit it has keys of its own as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from gguf_forget.export.outcome import TensorOutcome, totals
 from gguf_forget.export.patch import FLOAT_TYPES, Check, Mapped, RoundingOptions, is_edited, patch_tensor, read_back
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.export.split import groups_as_in, groups_by_size, write_split
+from gguf_forget.export.stock_file import NotOurs, Run, begin_stock, write_run
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
-from gguf_forget.llama.quantizer import FilePlan, plan_file, quantize
+from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quantize
 from gguf_forget.progress import Progress
 
 Hessians = Callable[[str], np.ndarray | None]
@@ -76,8 +76,10 @@ def plan_export(pair: Pair, file_types: Sequence[str], options: ExportOptions) -
         return False
 
     with ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool:
-        edited = tuple(name for name, found in zip(pair.before, pool.map(differs, pair.before), strict=True) if found)
-    return Planned(edited, {kind: plan_file(pair.original, kind, options.quantize) for kind in file_types})
+        found = pool.map(differs, pair.before)
+        files = {kind: plan_file(pair.original, kind, options.quantize) for kind in file_types}
+        edited = tuple(name for name, one in zip(pair.before, found, strict=True) if one)
+    return Planned(edited, files)
 
 
 def check_destinations(inputs: Sequence[Path], destinations: Mapping[str, Path]) -> None:
@@ -203,25 +205,33 @@ def _written(
     if planned.edited and options.metadata:
         keys = {**options.metadata, "gguf_forget.type": file_type}
         quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
-    with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
-        quantize(
-            pair.original,
-            partial,
-            file_type,
-            threads=options.threads,
-            allow_requantize=True,
-            options=quantize_options,
-            durable=False,
-            planned=planned.files[file_type],  # keys do not change it
-        )
-        advance(1)
-    written = stored_tensors(partial)  # a view of the file: it shows what is written into it later
-    outcomes, checks = _patch(partial, written, pair, planned, file_type, options, progress, hessians)
+    plan = planned.files[file_type]  # keys do not change it
+    try:
+        runs = begin_stock(pair.original, pair.before, partial, file_type, plan, quantize_options)
+        written = stored_tensors(partial)  # a view of the file: it shows what is written into it later
+        outcomes, checks = _filled(partial, written, runs, pair, planned, file_type, options, progress, hessians)
+    except NotOurs:
+        with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
+            quantize(
+                pair.original,
+                partial,
+                file_type,
+                threads=options.threads,
+                allow_requantize=True,
+                options=quantize_options,
+                durable=False,
+                planned=plan,
+            )
+            advance(1)
+        written = stored_tensors(partial)
+        outcomes, checks = _filled(partial, written, {}, pair, planned, file_type, options, progress, hessians)
     with (
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
         progress.task(f"{file_type}: read back", len(checks)) as advance,
     ):
+        opened = pool.submit(check_result, partial, destination, file_type, plan)
         read_back(written, checks, destination, advance, pool.map)
+        opened.result()
     return {
         "type": file_type,
         "totals": totals(outcomes),
@@ -230,9 +240,10 @@ def _written(
     }
 
 
-def _patch(
+def _filled(
     partial: Path,
     stock: Mapping[str, StoredTensor],
+    runs: Mapping[str, Sequence[Run]],
     pair: Pair,
     planned: Planned,
     file_type: str,
@@ -240,17 +251,25 @@ def _patch(
     progress: Progress,
     hessians: Hessians,
 ) -> tuple[list[TensorOutcome], list[Check]]:
+    """Write into the file at ``partial`` the ``runs`` of rows that it lacks, and into these at once the edits.
+
+    Raises NotOurs for a run that is llama.cpp's to make.
+    """
     importance = {} if options.quantize.importance is None else options.quantize.importance.values
+    others = [run for name in stock if name not in set(planned.edited) for run in runs.get(name, ())]
     outcomes: list[TensorOutcome] = []
     checks: list[Check] = []
-    threads = options.threads or os.cpu_count() or 1
     with (
         partial.open("rb+") as file,
-        ThreadPoolExecutor(threads) as pool,
-        progress.task(f"{file_type}: edits", len(planned.edited)) as advance,
+        ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
+        progress.task(f"{file_type}: weights", len(planned.edited) + len(others)) as advance,
     ):
 
+        def write(run: Run) -> None:
+            write_run(file.fileno(), run)
+
         def work(name: str, mapped: Mapped = map) -> tuple[TensorOutcome | None, list[Check]]:
+            lacking = {run.start: run for run in runs.get(name, ())}
             return patch_tensor(
                 file.fileno(),
                 stock[name],
@@ -259,18 +278,26 @@ def _patch(
                 options=options.rounding,
                 hessian=hessians(name) if stock[name].type in CODECS else None,
                 importance=importance.get(name),
+                prepare=(lambda start: write(lacking[start])) if lacking else None,
                 mapped=mapped,
             )
 
         # Small tensors side by side; of a large one its rows, so that memory holds one at a time.
-        small = [name for name in planned.edited if stock[name].rows * stock[name].columns <= SMALL]
-        large = [name for name in planned.edited if name not in set(small)]
-        for outcome, wanted in chain(pool.map(work, small), (work(name, pool.map) for name in large)):
-            if outcome is not None:
-                outcomes.append(outcome)
-            checks += wanted
-            advance(1)
+        sizes = {name: stock[name].rows * stock[name].columns for name in planned.edited}
+        small = {name: pool.submit(work, name) for name, size in sizes.items() if size <= SMALL}
+        rest = [pool.submit(write, run) for run in others]
+        try:
+            for name in planned.edited:
+                outcome, wanted = small[name].result() if name in small else work(name, pool.map)
+                if outcome is not None:
+                    outcomes.append(outcome)
+                checks += wanted
+                advance(1)
+            for done in rest:
+                done.result()
+                advance(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
         os.fsync(file.fileno())
-    order = {name: place for place, name in enumerate(planned.edited)}
-    outcomes.sort(key=lambda outcome: order[outcome.tensor])
     return outcomes, checks

@@ -14,8 +14,9 @@ import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import EvaluationError, UnsupportedError
-from gguf_forget.export.derived_file import Value, write_derived
+from gguf_forget.export.derived_file import write_derived
 from gguf_forget.export.edit import NeuronEdit
+from gguf_forget.export.gguf_header import Value
 from gguf_forget.export.outcome import TensorOutcome, arrival
 from gguf_forget.grids import CODECS, codec_for
 from gguf_forget.rounding import round_edit, update_to_step

@@ -19,6 +19,7 @@ from typing import Any
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import files_of
 from gguf_forget.errors import InputError
+from gguf_forget.export.gguf_header import description, string
 
 COPY_BYTES = 16 << 20
 _HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
@@ -95,7 +96,7 @@ def _write_part(model: GgufFile, group: Sequence[str], file: Path, number: int, 
         elif reader.get_field("general.alignment") is None:
             own, key_count = b"", 0
         else:
-            own, key_count = _string("general.alignment") + struct.pack("<II", _UINT32, reader.alignment), 1
+            own, key_count = string(b"general.alignment") + struct.pack("<II", _UINT32, reader.alignment), 1
         out.write(_HEADER.pack(magic, version, len(tensors), key_count + len(keys)) + own + b"".join(keys))
         out.write(b"".join(_tensor_infos(tensors, reader.alignment)))
         for tensor in tensors:
@@ -111,9 +112,9 @@ def _write_part(model: GgufFile, group: Sequence[str], file: Path, number: int, 
 
 def _split_keys(number: int, count: int, tensors: int) -> list[bytes]:
     return [
-        _string("split.no") + struct.pack("<IH", _UINT16, number),
-        _string("split.tensors.count") + struct.pack("<Ii", _INT32, tensors),
-        _string("split.count") + struct.pack("<IH", _UINT16, count),
+        string(b"split.no") + struct.pack("<IH", _UINT16, number),
+        string(b"split.tensors.count") + struct.pack("<Ii", _INT32, tensors),
+        string(b"split.count") + struct.pack("<IH", _UINT16, count),
     ]
 
 
@@ -121,12 +122,6 @@ def _tensor_infos(tensors: Iterable[Any], alignment: int) -> Iterable[bytes]:
     offset = 0
     for tensor in tensors:
         shape = [int(size) for size in tensor.shape]
-        yield _string(tensor.name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        yield struct.pack("<IQ", int(tensor.tensor_type), offset)
+        yield description(tensor.name, shape, int(tensor.tensor_type), offset)
         offset += int(tensor.n_bytes)
         offset += -offset % alignment
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8")
-    return struct.pack("<Q", len(raw)) + raw

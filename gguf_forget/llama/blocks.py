@@ -44,6 +44,8 @@ def _ggml() -> Any:
         ]
         libggml.ggml_row_size.restype = ctypes.c_size_t
         libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+        libggml.ggml_validate_row_data.restype = ctypes.c_bool
+        libggml.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
         libggml.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
         libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
     except AttributeError as error:
@@ -90,3 +92,9 @@ def dequantize_rows(type_name: str, blocks: np.ndarray, columns: int) -> np.ndar
     weights = np.empty((len(blocks), columns), dtype=np.float32)
     traits.to_float(blocks.ctypes.data, weights.ctypes.data, weights.size)
     return weights
+
+
+def valid_rows(type_name: str, blocks: np.ndarray) -> bool:
+    """Whether libggml finds no weight that is NaN or infinite in ``blocks``, uint8 [rows, bytes per row]."""
+    blocks = np.ascontiguousarray(blocks)
+    return bool(_ggml().ggml_validate_row_data(type_id(type_name), blocks.ctypes.data, blocks.nbytes))

@@ -55,33 +55,40 @@ class QuantizeOptions:
             patterns = [override(pattern.lower().encode(), type_id(kind)) for pattern, kind in self.tensor_types]
             kept.append((override * (len(patterns) + 1))(*patterns))  # the last, all zero, ends the list
             _set(parameters, "tt_overrides", kept[-1], needed=True)
-        keys: dict[str, str | int] = {}
         if self.importance is not None:
-            kept += self._importance(parameters, module, self.importance, keys)
-        keys |= dict(self.metadata)
+            kept += self._importance(parameters, module, self.importance)
+        keys = self.keys()
         if keys:
             kept.append(self._keys(parameters, module, keys))
         return kept
 
-    def _importance(
-        self, parameters: Any, module: Any, importance: Importance, keys: dict[str, str | int]
-    ) -> list[Any]:
-        """Also adds to ``keys`` what llama-quantize says of an importance matrix in the file."""
+    def keys(self) -> dict[str, bytes | int]:
+        """What the file says besides the original's keys: what llama-quantize says of an importance matrix, and
+        ``metadata``. Numbers are stored in 32 bits."""
+        keys: dict[str, str | int] = {}
+        if self.importance is not None:
+            keys["quantize.imatrix.file"] = str(self.importance.path)
+            if self.importance.datasets:
+                keys["quantize.imatrix.dataset"] = self.importance.datasets[0]
+            keys["quantize.imatrix.entries_count"] = len(self.importance.values)
+            if self.importance.chunks > 0:
+                keys["quantize.imatrix.chunks_count"] = self.importance.chunks
+        keys |= dict(self.metadata)
+        return {
+            key: value if isinstance(value, int) else value.encode()[:_TEXT_LIMIT].split(b"\0")[0]
+            for key, value in keys.items()
+        }
+
+    def _importance(self, parameters: Any, module: Any, importance: Importance) -> list[Any]:
         entry = module.llama_model_imatrix_data
         arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.values.items()}
         floats = ctypes.POINTER(ctypes.c_float)
         entries = [entry(name.encode(), values.ctypes.data_as(floats), values.size) for name, values in arrays.items()]
         data = (entry * (len(entries) + 1))(*entries)
         _set(parameters, "imatrix", data, needed=True)
-        keys["quantize.imatrix.file"] = str(importance.path)
-        if importance.datasets:
-            keys["quantize.imatrix.dataset"] = importance.datasets[0]
-        keys["quantize.imatrix.entries_count"] = len(arrays)
-        if importance.chunks > 0:
-            keys["quantize.imatrix.chunks_count"] = importance.chunks
         return [arrays, data]
 
-    def _keys(self, parameters: Any, module: Any, keys: dict[str, str | int]) -> Any:
+    def _keys(self, parameters: Any, module: Any, keys: dict[str, bytes | int]) -> Any:
         overrides = (module.llama_model_kv_override * (len(keys) + 1))()
         for override, (key, value) in zip(overrides, keys.items(), strict=False):
             override.key = key.encode()
@@ -89,7 +96,7 @@ class QuantizeOptions:
                 override.tag, override.value.val_i64 = module.LLAMA_KV_OVERRIDE_TYPE_INT, value
             else:
                 override.tag = module.LLAMA_KV_OVERRIDE_TYPE_STR
-                override.value.val_str = value.encode()[:_TEXT_LIMIT]
+                override.value.val_str = value
         _set(parameters, "kv_overrides", overrides, needed=True)
         return overrides
 

@@ -161,7 +161,7 @@ def quantize(
                 cause=reason,
                 hint=_failure_hint(reason, destination),
             )
-        _check_result(partial, destination, file_type, planned)
+        check_result(partial, destination, file_type, planned)
 
 
 def _check_source(source: Path, file_type: str) -> None:
@@ -200,7 +200,8 @@ def _check_space(destination: Path, planned: FilePlan) -> None:
         )
 
 
-def _check_result(partial: Path, destination: Path, file_type: str, planned: FilePlan) -> None:
+def check_result(partial: Path, destination: Path, file_type: str, planned: FilePlan) -> None:
+    """Raise LlamaError unless llama.cpp can open ``partial`` (``destination`` in messages), its types as planned."""
     # llama.cpp writes through a stream that does not report every failed write (full disk, quota).
     try:
         written = {name: tensor.source for name, tensor in _dry_run(partial, file_type).items()}

@@ -12,8 +12,9 @@ from gguf_forget.checkpoint.architecture import mlps
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.export.calibration import mlp_hessians
-from gguf_forget.export.derived_file import Value, write_derived
+from gguf_forget.export.derived_file import write_derived
 from gguf_forget.export.edit import NeuronEdit, load_edits
+from gguf_forget.export.gguf_header import Value
 from gguf_forget.export.outcome import totals
 from gguf_forget.export.ship import ship
 from gguf_forget.facts.tokens import encode_facts

@@ -1,0 +1,153 @@
+"""The stock file that edits are written into: the bytes of ``llama_model_quantize``, made by all threads at once.
+
+llama.cpp quantizes one tensor after the other, and reads, checks and writes in between with one thread. Here runs of
+rows are quantized side by side, by the same function of libggml, and each is written as soon as it is made. The types
+and the order of the tensors are those of llama.cpp's dry run. The header lies in the file first, so that a run of rows
+can be read, and written into, as soon as it is there.
+
+What is out of the ordinary is left to llama.cpp: types that may need an importance matrix, matrices and importance of
+unlike size, weights that are NaN or infinite. It then makes the file or says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gguf_forget.checkpoint.stored import READABLE, StoredTensor
+from gguf_forget.errors import InputError
+from gguf_forget.export.gguf_header import Header, Uint32, description, entry, read_header
+from gguf_forget.export.patch import FLOAT_TYPES, runs_of_rows, write_bytes
+from gguf_forget.grids import CODECS
+from gguf_forget.llama.blocks import quantize_rows, row_bytes, valid_rows
+from gguf_forget.llama.options import QuantizeOptions, type_id
+from gguf_forget.llama.quantizer import FILE_TYPES, FilePlan
+
+ALIGNMENT = 32  # llama.cpp pads every tensor so, whatever the original says
+NEEDS_IMPORTANCE = "Q2_K_S"  # its Q2_K tensors do, in no other file
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows ``start`` to ``stop`` of a tensor, to be stored as ``kind`` from byte ``place`` of the file on."""
+
+    tensor: StoredTensor
+    kind: str
+    importance: np.ndarray | None  # float32 [columns]
+    start: int
+    stop: int
+    place: int
+
+
+class NotOurs(Exception):
+    """llama.cpp should make this file."""
+
+
+def begin_stock(
+    original: Path,
+    tensors: Mapping[str, StoredTensor],
+    partial: Path,
+    file_type: str,
+    planned: FilePlan,
+    options: QuantizeOptions,
+) -> dict[str, list[Run]]:
+    """Write the header of ``original``, whose ``tensors`` these are, as ``file_type`` to ``partial``, all else empty.
+
+    Returns the runs of rows of every tensor, in the file's order, for :func:`write_run`. Raises NotOurs, see above.
+    """
+    header = _header(original, tensors, file_type, planned, options).to_bytes()
+    runs: dict[str, list[Run]] = {}
+    place = len(header)
+    for name, kind in planned.types.items():
+        runs[name] = list(_runs(tensors[name], kind, file_type, options, place))
+        place += _padded(_size(tensors[name], kind))
+    with partial.open("wb") as file:
+        file.write(header)
+        file.truncate(place)
+    return runs
+
+
+def write_run(descriptor: int, run: Run) -> None:
+    """Quantize a run of rows and write it, from any thread; raises NotOurs for weights that are NaN or infinite."""
+    write_bytes(descriptor, _stored(run), run.place)
+
+
+def _header(
+    original: Path, tensors: Mapping[str, StoredTensor], file_type: str, planned: FilePlan, options: QuantizeOptions
+) -> Header:
+    try:
+        source, _ = read_header(original)
+    except InputError:  # laid out as only llama.cpp can read it
+        raise NotOurs from None
+    if source.alignment != ALIGNMENT or source.version != 3 or tensors.keys() != planned.types.keys():
+        raise NotOurs
+    entries = dict(source.entries)
+
+    def put(key: str, value: bytes | int) -> None:
+        entries.pop(key, None)  # what is replaced goes to the end
+        entries[key] = entry(key, Uint32(abs(value)) if isinstance(value, int) else value)
+
+    put("general.quantization_version", _QUANTIZATION_VERSION)
+    put("general.file_type", FILE_TYPES[file_type])
+    for key in ("split.no", "split.count", "split.tensors.count"):
+        entries.pop(key, None)
+    for key, value in options.keys().items():
+        put(key, value)
+    descriptions, offset = [], 0
+    for name, kind in planned.types.items():
+        shape = list(tensors[name].shape)
+        while len(shape) > 1 and shape[-1] == 1:
+            shape.pop()
+        descriptions.append(description(name, shape, type_id(kind), offset))
+        offset += _padded(_size(tensors[name], kind))
+    return replace(source, tensors=len(descriptions), entries=entries, descriptions=b"".join(descriptions))
+
+
+def _size(tensor: StoredTensor, kind: str) -> int:
+    return tensor.rows * row_bytes(kind, tensor.columns)
+
+
+def _padded(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def _runs(tensor: StoredTensor, kind: str, file_type: str, options: QuantizeOptions, place: int) -> Iterator[Run]:
+    importance = None
+    if kind != tensor.type:
+        if (kind not in CODECS and kind not in FLOAT_TYPES) or tensor.type not in READABLE:
+            raise NotOurs
+        if kind == "Q2_K" and file_type == NEEDS_IMPORTANCE:
+            raise NotOurs
+        if options.importance is not None:
+            importance = options.importance.values.get(tensor.name)
+        if importance is not None:
+            if importance.size != tensor.columns * tensor.matrices:
+                raise NotOurs
+            importance = importance.reshape(tensor.matrices, tensor.columns)
+    width, height = row_bytes(kind, tensor.columns), tensor.rows // tensor.matrices
+    for start, stop in runs_of_rows(tensor):
+        own = None if importance is None else importance[start // height]
+        yield Run(tensor, kind, own, start, stop, place + start * width)
+
+
+def _stored(run: Run) -> np.ndarray:
+    """uint8 [rows, bytes per row], checked as llama.cpp checks."""
+    tensor, raw = run.tensor, run.tensor.raw[run.start : run.stop]
+    if tensor.type in FLOAT_TYPES:
+        weights = tensor.weights(run.start, run.stop)
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(weights.sum())  # only if all its terms are
+        if not finite and not np.isfinite(weights).all():
+            raise NotOurs
+    elif tensor.type in CODECS and not valid_rows(tensor.type, raw):
+        raise NotOurs
+    if run.kind == tensor.type:
+        return raw
+    made = quantize_rows(run.kind, tensor.weights(run.start, run.stop), run.importance)
+    if not valid_rows(run.kind, made):
+        raise NotOurs
+    return made
