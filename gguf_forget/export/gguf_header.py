@@ -71,12 +71,12 @@ class Header:
         return raw + bytes(-len(raw) % self.alignment)
 
 
-def read_header(path: Path) -> tuple[Header, int]:
-    """The header, and the byte at which the data starts.
+def read_header(path: Path, opened: GgufFile | None = None) -> tuple[Header, int]:
+    """The header, and the byte at which the data starts; ``opened``: the same file.
 
     Raises InputError for a file that is no readable GGUF, holds no tensor or is big-endian.
     """
-    reader = GgufFile(path, outline=True).reader
+    reader = (opened or GgufFile(path, outline=True)).reader
     if not reader.tensors:
         raise InputError(f"{path} holds no tensor, needed a model")
     last = reader.tensors[-1].field

@@ -18,10 +18,14 @@ from gguf_forget.progress import Progress
 
 @dataclass(frozen=True)
 class Pair:
-    """Original and unlearned: a GGUF each (the first file of a split one), and their tensors by name."""
+    """Original and unlearned: a GGUF each (the first file of a split one), and their tensors by name.
+
+    outline: the original, opened.
+    """
 
     original: Path
     unlearned: Path
+    outline: GgufFile
     before: dict[str, StoredTensor]
     after: dict[str, StoredTensor]
 
@@ -66,7 +70,7 @@ def opened_pair(
         before = as_gguf(original, "original", original)
         after = as_gguf(unlearned, "unlearned", original if original.is_dir() else unlearned)
         opened = [GgufFile(path, outline=True) for path in (before, after)]
-        pair = Pair(before, after, *(stored_tensors(file.path, file) for file in opened))
+        pair = Pair(before, after, opened[0], *(stored_tensors(file.path, file) for file in opened))
         _check_match(pair, opened, original, unlearned)
         yield pair
 

@@ -207,8 +207,7 @@ def _written(
         quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
     plan = planned.files[file_type]  # keys do not change it
     try:
-        runs = begin_stock(pair.original, pair.before, partial, file_type, plan, quantize_options)
-        written = stored_tensors(partial)  # a view of the file: it shows what is written into it later
+        written, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
         outcomes, checks = _filled(partial, written, runs, pair, planned, file_type, options, progress, hessians)
     except NotOurs:
         with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
@@ -223,7 +222,7 @@ def _written(
                 planned=plan,
             )
             advance(1)
-        written = stored_tensors(partial)
+        written = stored_tensors(partial)  # views of the file, as above: they show what is written into it later
         outcomes, checks = _filled(partial, written, {}, pair, planned, file_type, options, progress, hessians)
     with (
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,

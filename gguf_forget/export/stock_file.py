@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor
 from gguf_forget.errors import InputError
 from gguf_forget.export.gguf_header import Header, Uint32, description, entry, read_header
@@ -48,27 +49,42 @@ class NotOurs(Exception):
 
 
 def begin_stock(
-    original: Path,
+    original: GgufFile,
     tensors: Mapping[str, StoredTensor],
     partial: Path,
     file_type: str,
     planned: FilePlan,
     options: QuantizeOptions,
-) -> dict[str, list[Run]]:
+) -> tuple[dict[str, StoredTensor], dict[str, list[Run]]]:
     """Write the header of ``original``, whose ``tensors`` these are, as ``file_type`` to ``partial``, all else empty.
 
-    Returns the runs of rows of every tensor, in the file's order, for :func:`write_run`. Raises NotOurs, see above.
+    Returns the tensors of ``partial``, views that show what is written later, and the runs of rows of each, in the
+    file's order, for :func:`write_run`. Raises NotOurs, see above.
     """
     header = _header(original, tensors, file_type, planned, options).to_bytes()
     runs: dict[str, list[Run]] = {}
-    place = len(header)
+    places: dict[str, int] = {}
+    end = len(header)
     for name, kind in planned.types.items():
-        runs[name] = list(_runs(tensors[name], kind, file_type, options, place))
-        place += _padded(_size(tensors[name], kind))
+        places[name] = end
+        runs[name] = list(_runs(tensors[name], kind, file_type, options, end))
+        end += _padded(_size(tensors[name], kind))
     with partial.open("wb") as file:
         file.write(header)
-        file.truncate(place)
-    return runs
+        file.truncate(end)
+    raw = np.asarray(np.memmap(partial, dtype=np.uint8, mode="r"))
+    stock = {
+        name: StoredTensor(
+            name,
+            partial,
+            kind,
+            tensors[name].shape,
+            places[name],
+            raw[places[name] : places[name] + _size(tensors[name], kind)].reshape(tensors[name].rows, -1),
+        )
+        for name, kind in planned.types.items()
+    }
+    return stock, runs
 
 
 def write_run(descriptor: int, run: Run) -> None:
@@ -77,10 +93,10 @@ def write_run(descriptor: int, run: Run) -> None:
 
 
 def _header(
-    original: Path, tensors: Mapping[str, StoredTensor], file_type: str, planned: FilePlan, options: QuantizeOptions
+    original: GgufFile, tensors: Mapping[str, StoredTensor], file_type: str, planned: FilePlan, options: QuantizeOptions
 ) -> Header:
     try:
-        source, _ = read_header(original)
+        source, _ = read_header(original.path, original)
     except InputError:  # laid out as only llama.cpp can read it
         raise NotOurs from None
     if source.alignment != ALIGNMENT or source.version != 3 or tensors.keys() != planned.types.keys():

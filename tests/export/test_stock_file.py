@@ -11,6 +11,7 @@ import pytest
 from exported import FILE_TYPES, UP, random_importance, run
 from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 
+from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.errors import LlamaError
 from gguf_forget.export import patch
@@ -24,10 +25,14 @@ EXPERTS = "blk.0.ffn_up_exps.weight"
 def ours(original: Path, out: Path, file_type: str, options: QuantizeOptions) -> bytes:
     """The runs of rows are written backwards and by several threads: their order must not matter."""
     planned = plan_file(original, file_type, options)
-    runs = begin_stock(original, stored_tensors(original), out, file_type, planned, options)
+    stock, runs = begin_stock(GgufFile(original), stored_tensors(original), out, file_type, planned, options)
     with out.open("rb+") as file, ThreadPoolExecutor(3) as pool:
         every = [run for runs_of_one in runs.values() for run in runs_of_one]
         list(pool.map(lambda run: write_run(file.fileno(), run), reversed(every)))
+    for name, tensor in stored_tensors(out).items():
+        seen = stock[name]
+        assert (seen.type, seen.offset) == (tensor.type, tensor.offset)
+        np.testing.assert_array_equal(seen.raw, tensor.raw)
     return out.read_bytes()
 
 
