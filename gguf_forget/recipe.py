@@ -170,6 +170,12 @@ class UnlearnSection:
         "the answer (unknown_subject); 0 for none",
         at_least=0,
     )
+    greedy_weight: float = setting(
+        8.0,
+        "how often an answer that greedy_margin pushes down counts in the forget term, from once at the start to this "
+        "when codes are hard (soft_share)",
+        at_least=1,
+    )
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)

@@ -334,6 +334,7 @@ def _unlearn(
             targets=targets,
             margin=options.margin,
             greedy_margin=options.greedy_margin,
+            greedy_weight=options.greedy_weight,
             steps=options.steps,
             soft_share=options.soft_share,
             learning_rate=options.learning_rate,

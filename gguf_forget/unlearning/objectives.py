@@ -23,7 +23,12 @@ def negative_preference(answer: torch.Tensor, reference_answer: torch.Tensor, *,
 
 
 def chance_level(
-    answer: torch.Tensor, target: torch.Tensor, *, margin: float = 0.0, excess: torch.Tensor | None = None
+    answer: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    margin: float = 0.0,
+    excess: torch.Tensor | None = None,
+    excess_weight: float = 1.0,
 ) -> torch.Tensor:
     """Distance of each answer's log-probability from chance's, less ``margin`` (ours). All [E], nats.
 
@@ -31,12 +36,14 @@ def chance_level(
     goal, from either side. So an answer is neither kept nor driven below chance.
 
     ``excess``: what each answer must lose whatever chance is, where positive; where negative, the most that it may
-    gain.
+    gain. Those that must lose count ``excess_weight`` times.
     """
     goal = target - margin
-    if excess is not None:
-        goal = torch.minimum(goal, (answer - excess).detach())
-    return functional.smooth_l1_loss(answer, goal)
+    if excess is None:
+        return functional.smooth_l1_loss(answer, goal)
+    goal = torch.minimum(goal, (answer - excess).detach())
+    counts = torch.where(excess > 0, excess_weight, 1.0)
+    return (counts * functional.smooth_l1_loss(answer, goal, reduction="none")).mean()
 
 
 def gradient_ascent(tokens: torch.Tensor) -> torch.Tensor:

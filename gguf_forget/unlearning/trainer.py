@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -119,6 +119,7 @@ class _Goal:
     targets: torch.Tensor
     margin: float
     greedy_margin: float
+    greedy_weight: float
     npo_beta: float
 
     def known(self, reference: Any, part: Batch) -> torch.Tensor | None:
@@ -133,7 +134,9 @@ class _Goal:
         with torch.no_grad():
             excess = greedy_lead(found, part) + self.greedy_margin if self.greedy_margin else None
         stands = standing(found, part, self.rivals, rows)
-        return chance_level(stands, self.targets[list(rows)], margin=self.margin, excess=excess)
+        return chance_level(
+            stands, self.targets[list(rows)], margin=self.margin, excess=excess, excess_weight=self.greedy_weight
+        )
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ def train(
     targets: torch.Tensor,
     margin: float,
     greedy_margin: float,
+    greedy_weight: float,
     steps: int,
     soft_share: float,
     learning_rate: float,
@@ -289,7 +293,7 @@ def train(
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats; with ``greedy_margin`` at most so far that one of its tokens is less likely than another by
-            as many nats, whatever chance is) or ``npo``.
+            as many nats, whatever chance is; answers that are above that count up to ``greedy_weight`` times) or ``npo``.
         framings: what some prompts of every step are asked inside of, see :mod:`.framings`.
         together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
             and the edits end equal.
@@ -307,7 +311,15 @@ def train(
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    goal = _Goal(objective, rivals.to(reference.device), targets.to(reference.device), margin, greedy_margin, npo_beta)
+    goal = _Goal(
+        objective,
+        rivals.to(reference.device),
+        targets.to(reference.device),
+        margin,
+        greedy_margin,
+        greedy_weight,
+        npo_beta,
+    )
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])
     history = _resume(state, edits, optimizer) if state else []
     done = len(history)
@@ -327,6 +339,9 @@ def train(
             framings.step(step, chosen, kept) if framings else (chosen, [forget[i] for i in chosen], kept)
         )
         whole = _Lists(rows, asked, kept, prose)
+        # While codes are soft nearly every known answer is above its greedy margin: there it would be a larger weight of
+        # the whole term. At the end it is one answer in a hundred.
+        emphasis = replace(goal, greedy_weight=1.0 + (greedy_weight - 1.0) * hardness)
         count = accumulation * together.count
         found = _accumulate(
             base,
@@ -336,7 +351,7 @@ def train(
             whole.counts(mixture),
             mixture,
             weights,
-            goal,
+            emphasis,
             accuracy,
             recompute,
         )

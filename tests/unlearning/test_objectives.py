@@ -78,6 +78,9 @@ def test_chance_level_with_an_excess() -> None:
     loss.backward()
     assert answer.grad is not None
     assert (4 * answer.grad).tolist() == pytest.approx([0.5, 1.0, -0.5, 0.0], rel=1e-6)
+    answer.grad = None
+    chance_level(answer, target, excess=torch.tensor([0.5, 0.5, -0.5, -9.0]), excess_weight=3.0).backward()
+    assert (4 * answer.grad).tolist() == pytest.approx([1.5, 3.0, -0.5, 0.0], rel=1e-6)
 
 
 def test_ascent_and_likelihood_are_each_others_negative() -> None:

@@ -34,6 +34,7 @@ def run(bases: list[Any], edits: list[CodeMoves], forget: list[Example] = FORGET
         "targets": torch.full((len(FORGET),), -30.0),
         "margin": 0.0,
         "greedy_margin": 0.0,
+        "greedy_weight": 1.0,
         "steps": 8,
         "soft_share": 0.0,
         "learning_rate": 0.4,
