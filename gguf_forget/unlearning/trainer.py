@@ -293,7 +293,7 @@ def train(
     Args:
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats; with ``greedy_margin`` at most so far that one of its tokens is less likely than another by
-            as many nats, whatever chance is; answers that are above that count up to ``greedy_weight`` times) or ``npo``.
+            as many nats, whatever chance is; those above that count up to ``greedy_weight`` times) or ``npo``.
         framings: what some prompts of every step are asked inside of, see :mod:`.framings`.
         together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
             and the edits end equal.
