@@ -339,8 +339,8 @@ def train(
             framings.step(step, chosen, kept) if framings else (chosen, [forget[i] for i in chosen], kept)
         )
         whole = _Lists(rows, asked, kept, prose)
-        # While codes are soft nearly every known answer is above its greedy margin, and the whole term would weigh more.
-        # At the end it is about one answer in a hundred.
+        # While codes are soft nearly every known answer is above its greedy margin: the whole term would weigh more. At
+        # the end it is about one answer in a hundred.
         emphasis = replace(goal, greedy_weight=1.0 + (greedy_weight - 1.0) * hardness)
         count = accumulation * together.count
         found = _accumulate(
