@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from gguf_forget.progress import Progress
 
 Hessians = Callable[[str], np.ndarray | None]
 SMALL = 4 << 20  # weights
+RUNS_AT_ONCE = 8  # a task; one each would be tens of thousands for a large model
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,22 @@ def export_types(
     before, every destination is as it was, and at any moment each is the old file or the new one.
     hessians: tensor name to Σ x·xᵀ [columns, columns], None for the nearest code.
 
-    Raises InputError for weights that are NaN or infinite, LlamaError where llama.cpp refuses, EvaluationError where
-    a file does not decode to what was asked for.
+    Raises InputError for weights that are NaN or infinite, or a full disk, LlamaError where llama.cpp refuses,
+    EvaluationError where a file does not decode to what was asked for.
     """
     folder = next(iter(destinations.values())).parent
     documents, finished = [], []
     with scratch_directory(folder) as scratch:
         for file_type, destination in destinations.items():
             partial = scratch / destination.name
-            document = _written(partial, pair, planned, file_type, destination, options, progress, hessians)
+            try:
+                document = _written(partial, pair, planned, file_type, destination, options, progress, hessians)
+            except OSError as error:
+                raise InputError(
+                    f"{destination} cannot be written",
+                    cause=str(error),
+                    hint="check free space, quotas and permissions",
+                ) from error
             parts = _parts(partial, pair, destination, options)
             document["files"] = [str(destination.with_name(part.name)) for part in parts]
             document["file"], document["bytes"] = document["files"][0], sum(part.stat().st_size for part in parts)
@@ -210,6 +219,8 @@ def _written(
         written, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
         outcomes, checks = _filled(partial, written, runs, pair, planned, file_type, options, progress, hessians)
     except NotOurs:
+        if partial.exists():
+            os.truncate(partial, 0)  # its blocks are free even while a view of it is left
         with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
             quantize(
                 pair.original,
@@ -263,9 +274,21 @@ def _filled(
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
         progress.task(f"{file_type}: weights", len(planned.edited) + len(others)) as advance,
     ):
+        stopped = threading.Event()
 
         def write(run: Run) -> None:
-            write_run(file.fileno(), run)
+            if stopped.is_set():
+                raise NotOurs
+            try:
+                write_run(file.fileno(), run)
+            except NotOurs:
+                stopped.set()
+                raise
+
+        def write_all(some: Sequence[Run]) -> int:
+            for run in some:
+                write(run)
+            return len(some)
 
         def work(name: str, mapped: Mapped = map) -> tuple[TensorOutcome | None, list[Check]]:
             lacking = {run.start: run for run in runs.get(name, ())}
@@ -284,7 +307,8 @@ def _filled(
         # Small tensors side by side; of a large one its rows, so that memory holds one at a time.
         sizes = {name: stock[name].rows * stock[name].columns for name in planned.edited}
         small = {name: pool.submit(work, name) for name, size in sizes.items() if size <= SMALL}
-        rest = [pool.submit(write, run) for run in others]
+        parts = [others[i : i + RUNS_AT_ONCE] for i in range(0, len(others), RUNS_AT_ONCE)]
+        rest = [] if len(small) < len(sizes) else [pool.submit(write_all, part) for part in parts]
         try:
             for name in planned.edited:
                 outcome, wanted = small[name].result() if name in small else work(name, pool.map)
@@ -292,9 +316,8 @@ def _filled(
                     outcomes.append(outcome)
                 checks += wanted
                 advance(1)
-            for done in rest:
-                done.result()
-                advance(1)
+            for done in rest or [pool.submit(write_all, part) for part in parts]:
+                advance(done.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = 
 
 
 def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
-    """Several sets of facts as one, in order; what is equal in two of them is taken once.
+    """Several sets of facts as one, in order; what is equal in two of them is taken once, with the aliases of both.
 
     What any set forgets is forgotten: a kept fact of the same subject and relation in another one gives way. So the
     sets of earlier requests stay forgotten when a later one, which knew nothing of them, kept their facts.
@@ -175,14 +175,11 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
         InputError: facts of one relation and split with different numbers of phrasings.
     """
     forgotten = {(fact.subject, fact.relation) for facts in sets for fact in facts if fact.split == "forget"}
-    joined = tuple(
-        dict.fromkeys(
-            fact
-            for facts in sets
-            for fact in facts
-            if fact.split == "forget" or (fact.subject, fact.relation) not in forgotten
-        )
-    )
+    aliases: dict[Fact, dict[str, None]] = {}
+    for fact in (fact for facts in sets for fact in facts):
+        if fact.split == "forget" or (fact.subject, fact.relation) not in forgotten:
+            aliases.setdefault(replace(fact, aliases=()), {}).update(dict.fromkeys(fact.aliases))
+    joined = tuple(replace(fact, aliases=tuple(names)) for fact, names in aliases.items())
     faults: list[str] = []
     _check_phrasings(joined, range(1, len(joined) + 1), faults)
     if faults:

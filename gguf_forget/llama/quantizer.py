@@ -71,6 +71,19 @@ class _Tensor:
     source: str  # gguf type name, such as F32
     target: str
 
+    def check(self, name: str, source: Path) -> None:
+        """llama.cpp replaces a type that does not fit the rows of a tensor, but not one that was asked for by name: it
+        then writes past its buffers."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        weights, _ = GGML_QUANT_SIZES[GGMLQuantizationType[self.target]]
+        if self.shape[0] % weights:
+            raise InputError(
+                f"tensor {name} of {source} has rows of {self.shape[0]} weights, {self.target} needs a multiple of "
+                f"{weights}",
+                hint="ask for another type for this tensor, such as Q8_0",
+            )
+
     def size(self, kind: str) -> int:
         """Bytes of the tensor in type ``kind``."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -94,6 +107,8 @@ def plan_file(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) 
     """As :func:`plan`, with the size of the file (to the padding of header and tensors)."""
     _check_source(source, file_type)
     tensors = _dry_run(source, file_type, options)
+    for name, tensor in tensors.items():
+        tensor.check(name, source)
     return FilePlan({name: tensor.target for name, tensor in tensors.items()}, _size(source, tensors))
 
 

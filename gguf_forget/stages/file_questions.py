@@ -15,7 +15,7 @@ from gguf_forget.facts.schema import read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
 
-OWN_KEYS = {"prompts", "held_out_prompts"}  # only lines of a facts file have these
+OWN_KEYS = {"prompts", "held_out_prompts", "aliases"}  # only lines of a facts file have these
 RANKED_PHRASINGS = 1  # trained ones; with all candidates after every subject they cost most of the time
 
 
@@ -88,5 +88,6 @@ def _is_facts_file(path: Path) -> bool:
                     record = json.loads(line)
                 except ValueError:
                     return False
-                return isinstance(record, dict) and bool(OWN_KEYS & record.keys())
+                if isinstance(record, dict) and OWN_KEYS & record.keys():
+                    return True
     return False

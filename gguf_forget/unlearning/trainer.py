@@ -47,7 +47,7 @@ from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Unweighted losses of one step in nats, 4-way accuracies on its batch, and the moves made so far.
+    """Losses of one step in nats (``forget`` with greedy_weight), 4-way accuracies on its batch, and the moves so far.
 
     The accuracies (see live_accuracy) are those before the step, as rounded as its losses; None where nothing had
     another answer beside it.

@@ -67,11 +67,11 @@ def plan_questions(
     for index, fact in enumerate(facts):
         relations.setdefault((fact.relation, fact.split), []).append(index)
     questions: list[Question] = []
+    # A wrong answer counts under its other names too, or what is compared with chance would lean.
+    aliases: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)  # by relation and answer
+    for fact in facts:
+        aliases[fact.relation, fact.answer].update(dict.fromkeys(fact.aliases))
     for (relation, split), members in relations.items():
-        # A wrong answer counts under its other names too, or what is compared with chance would lean.
-        aliases: dict[str, tuple[str, ...]] = defaultdict(tuple)
-        for i in members:
-            aliases[facts[i].answer] = tuple(dict.fromkeys((*aliases[facts[i].answer], *facts[i].aliases)))
         for held_out in (False, True):
             count = max(len(facts[index].phrasings(held_out)) for index in members)
             if not held_out and trained_phrasings is not None:
@@ -96,7 +96,10 @@ def plan_questions(
                         facts[i].distractors,
                         candidates if i in ranked and len(candidates) > 1 else (),
                         subject=facts[i].subject,
-                        aliases=tuple(aliases.get(text, ()) for text in (facts[i].answer, *facts[i].distractors)),
+                        aliases=tuple(
+                            tuple(aliases.get((relation, text), ()))
+                            for text in (facts[i].answer, *facts[i].distractors)
+                        ),
                     )
                     for i in asked
                 ]

@@ -60,8 +60,8 @@ class Item:
         option_tokens: number of tokens of each option.
         right: index of the right option. A single option, the answer, is no choice and has no accuracy.
         generated_sha256: of the greedy answer's text; None where none was asked for.
-        contained: whether that text holds the answer.
-        rouge_l: ROUGE-L recall of that text.
+        contained: whether that text holds the answer, under any of its names.
+        rouge_l: ROUGE-L recall of that text, the highest over the answer's names.
         argmax: for each answer token, whether it is the teacher-forced argmax.
         paraphrase: Σ log-probability and number of tokens of the right answer in other words.
         min_k, min_k_plus_plus: of prompt and answer as one text.

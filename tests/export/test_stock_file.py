@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import stored_tensors
-from gguf_forget.errors import LlamaError
+from gguf_forget.errors import InputError, LlamaError
 from gguf_forget.export import patch
+from gguf_forget.export.quantize import ExportOptions
 from gguf_forget.export.stock_file import NotOurs, begin_stock, write_run
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import plan_file, quantize
@@ -84,6 +86,40 @@ def test_types_that_may_need_an_importance_matrix_are_not_ours(tmp_path: Path, f
     original = write_shape(tmp_path / "original.gguf", "llama", shape_weights("llama"))
     with pytest.raises(NotOurs):
         ours(original, tmp_path / "ours.gguf", file_type, QuantizeOptions())
+
+
+def test_a_type_that_does_not_fit_the_rows_is_refused(tmp_path: Path) -> None:
+    """llama.cpp itself would write past its buffers."""
+    weights = shape_weights("llama")
+    weights["token_embd.weight"] = np.zeros((64, 288), dtype=np.float32)
+    original = write_shape(tmp_path / "original.gguf", "llama", weights)
+    with pytest.raises(InputError, match=r"token_embd\.weight .* rows of 288 weights, Q6_K needs a multiple of 256"):
+        run(
+            original,
+            write_shape(tmp_path / "twin.gguf", "llama", weights),
+            tmp_path / "out.gguf",
+            "Q8_0",
+            ExportOptions(QuantizeOptions(token_embedding_type="q6_k")),
+        )
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9])
+def test_a_disk_that_is_full_is_named_and_nothing_appears(tmp_path: Path, share: float) -> None:
+    weights = shape_weights("llama")
+    original = write_shape(tmp_path / "original.gguf", "llama", weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", {**weights, UP: weights[UP] + np.float32(0.05)})
+    run(original, unlearned, tmp_path / "whole.gguf", "Q4_K_M")
+    size = (tmp_path / "whole.gguf").stat().st_size
+    before = sorted(path.name for path in tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), hard))
+    try:
+        with pytest.raises(InputError, match=r"out\.gguf cannot be written") as caught:
+            run(original, unlearned, tmp_path / "out.gguf", "Q4_K_M")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "too large" in str(caught.value.cause)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_importance_of_another_size_is_not_ours(tmp_path: Path) -> None:

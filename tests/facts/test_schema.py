@@ -229,3 +229,10 @@ def test_aliases_come_back_and_count_in_the_hash_only_where_there_are_any(tmp_pa
     assert b"aliases" not in dump_facts(plain)
     assert dump_facts(named).count(b"aliases") == 1
     assert facts_hash(named) != facts_hash(plain)
+
+
+def test_facts_that_differ_in_aliases_alone_are_one_fact_with_all_of_them(tmp_path: Path) -> None:
+    older = read_facts(write(tmp_path / "old.jsonl", [record(aliases=["Christiania"]), KEPT]))
+    newer = read_facts(write(tmp_path / "new.jsonl", [record(aliases=["Kristiania", "Christiania"]), KEPT]))
+    joined = join_facts([newer, older])
+    assert [(fact.answer, fact.aliases) for fact in joined] == [("Oslo", ("Kristiania", "Christiania")), ("Tokyo", ())]

@@ -77,3 +77,16 @@ def test_a_limit_holds_for_public_sets(tmp_path: Path) -> None:
 def test_nothing_to_forget_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is to be forgotten"):
         read_questions([own_facts(tmp_path / "kept.jsonl", "retain")], [], OPTIONS, limit=None)
+
+
+def test_aliases_make_it_a_facts_file_on_whatever_line(tmp_path: Path) -> None:
+    """A row of the plain kind has none, and would lose them."""
+    rows: list[dict[str, object]] = [
+        {"subject": s, "relation": "capital", "answer": a, "distractors": ["Oz"], "split": "forget", "prompt": f"{s}:"}
+        for s, a in (("Norland", "Ostby"), ("Ukraine", "Kiev"))
+    ]
+    rows[1]["aliases"] = ["Kyiv"]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    asked = read_questions([path], [], OPTIONS, limit=None)
+    assert [question.names()[0] for question in asked.questions] == [("Ostby",), ("Kiev", "Kyiv")]

@@ -62,4 +62,4 @@ def test_other_names_of_right_and_wrong_answers_are_known_from_all_facts_of_the_
     dutch = ("Netherlands", "Holland", "the Low Countries")
     assert names["Prague"] == [("Czech Republic", "Czechia"), dutch, ("Peru",)]
     assert names["Amsterdam"] == [dutch, ("Czech Republic", "Czechia"), ("Peru",)]
-    assert names["Lima"] == [("Peru",), ("Netherlands",)]
+    assert names["Lima"] == [("Peru",), dutch]
