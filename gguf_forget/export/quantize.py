@@ -1,8 +1,8 @@
 """Bin-aware quantization of any unlearned model: llama.cpp's own file of the original, plus the edits on its grid.
 
-llama.cpp decides which tensor gets which type, and the file is first written as it would (:mod:`.stock_file`); the
-edited tensors are then rewritten in place, before the file appears under its name. With no edit at all the result is
-llama.cpp's file byte for byte, with an edit it has keys of its own as well.
+llama.cpp decides which tensor gets which type. A run of rows is written as it would (:mod:`.stock_file`), and where it
+is edited, written again at once with the edit, before the file appears under its name. With no edit at all the result
+is llama.cpp's file byte for byte, with an edit it has keys of its own as well.
 """
 
 from __future__ import annotations

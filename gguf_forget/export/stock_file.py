@@ -6,7 +6,8 @@ and the order of the tensors are those of llama.cpp's dry run. The header lies i
 can be read, and written into, as soon as it is there.
 
 What is out of the ordinary is left to llama.cpp: types that may need an importance matrix, matrices and importance of
-unlike size, weights that are NaN or infinite. It then makes the file or says what is wrong.
+unlike size, weights that are NaN or infinite. It then makes the file or says what is wrong. One thing differs: a string
+with a NUL in the original's header is kept whole, where llama.cpp cuts it.
 """
 
 from __future__ import annotations
@@ -153,17 +154,19 @@ def _runs(tensor: StoredTensor, kind: str, file_type: str, options: QuantizeOpti
 def _stored(run: Run) -> np.ndarray:
     """uint8 [rows, bytes per row], checked as llama.cpp checks."""
     tensor, raw = run.tensor, run.tensor.raw[run.start : run.stop]
-    if tensor.type in FLOAT_TYPES:
-        weights = tensor.weights(run.start, run.stop)
+    copied = run.kind == tensor.type
+    # Of what is copied only floats are looked at as numbers.
+    weights = None if copied and tensor.type not in FLOAT_TYPES else tensor.weights(run.start, run.stop)
+    if weights is not None and tensor.type in FLOAT_TYPES:
         with np.errstate(all="ignore"):
             finite = np.isfinite(weights.sum())  # only if all its terms are
         if not finite and not np.isfinite(weights).all():
             raise NotOurs
     elif tensor.type in CODECS and not valid_rows(tensor.type, raw):
         raise NotOurs
-    if run.kind == tensor.type:
+    if weights is None or copied:
         return raw
-    made = quantize_rows(run.kind, tensor.weights(run.start, run.stop), run.importance)
+    made = quantize_rows(run.kind, weights, run.importance)
     if not valid_rows(run.kind, made):
         raise NotOurs
     return made

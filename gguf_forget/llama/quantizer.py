@@ -222,7 +222,7 @@ def check_result(partial: Path, destination: Path, file_type: str, planned: File
         written = {name: tensor.source for name, tensor in _dry_run(partial, file_type).items()}
     except (InputError, UnsupportedError, LlamaError) as error:
         raise LlamaError(
-            f"llama.cpp wrote an incomplete {destination}",
+            f"{destination} came out incomplete: llama.cpp cannot open it",
             cause=error.cause or error.message,
             hint="check the free disk space and any quota",
         ) from error
