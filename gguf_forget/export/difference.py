@@ -164,10 +164,10 @@ def _updates(one: StoredTensor, other: StoredTensor, grid: str | None) -> Tensor
         largest = max(largest, float(np.abs(delta).max(initial=0)))
         rows = np.flatnonzero((delta != 0).any(axis=1))
         if codec is not None and rows.size:
-            levels = codec.decode(quantize_rows(codec.name, one.weights(start, stop)[rows]))
+            blocks = quantize_rows(codec.name, one.weights(start, stop)[rows])
             index = np.flatnonzero(delta[rows] != 0)
             change = delta[rows].ravel()[index]
-            steps.add(change, levels.steps_at(index, change))
+            steps.add(change, codec.at(blocks, index).steps(change))
     median = steps.quantile(0.5)
     return TensorDifference(
         one.name,

@@ -22,6 +22,7 @@ from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import (
     Feedback,
     StepHistogram,
+    Widened,
     columns_to_decide,
     feedback_for,
     find_edits,
@@ -80,6 +81,13 @@ def edit_of(original: StoredTensor, unlearned: StoredTensor, start: int, stop: i
     Without ``noise`` that is the most by which storing the two types can have moved a weight apart: nothing where
     both are of one type. Raises InputError for weights that are NaN or infinite.
     """
+    return _edit_and_weights(original, unlearned, start, stop, noise)[0]
+
+
+def _edit_and_weights(
+    original: StoredTensor, unlearned: StoredTensor, start: int, stop: int, noise: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`edit_of`, and the unlearned weights."""
     before, after = original.weights(start, stop), unlearned.weights(start, stop)
     with np.errstate(invalid="ignore", over="ignore"):
         delta: np.ndarray = after - before
@@ -97,7 +105,7 @@ def edit_of(original: StoredTensor, unlearned: StoredTensor, start: int, stop: i
         bound = original.rounding(start, stop) + unlearned.rounding(start, stop)
     if bound is not None:
         delta[np.abs(delta) <= bound] = 0
-    return delta
+    return delta, after
 
 
 def is_edited(original: StoredTensor, unlearned: StoredTensor, noise: float | None) -> bool:
@@ -135,15 +143,15 @@ def patch_tensor(
     options: RoundingOptions,
     hessian: np.ndarray | None,
     importance: np.ndarray | None,
-    prepare: Callable[[int], None] | None = None,
+    stored: Callable[[int], np.ndarray] | None = None,
     mapped: Mapped = map,
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
 
     hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; a type without a codec
     needs it, whose rows are quantized anew as llama.cpp would, and without a Hessian it is the diagonal of one, which
-    counts where a grid is widened. prepare: called with the first row of every run before its stock rows are read, for
-    who writes that file meanwhile. mapped: ``map``, or an executor's.
+    counts where a grid is widened. stored: gives the stock bytes of the run of rows that begins at a row, where these
+    are not in the file yet; then they are written too. mapped: ``map``, or an executor's.
     """
     codec = CODECS.get(stock.type)
     feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
@@ -151,29 +159,31 @@ def patch_tensor(
 
     def work(part: tuple[int, int]) -> _Part | None:
         start, stop = part
-        if prepare is not None:
-            prepare(start)
-        delta = edit_of(original, unlearned, start, stop, options.noise)
-        edited = delta != 0
-        touched = np.flatnonzero(edited.any(axis=1))
+        blocks = stock.raw[start:stop] if stored is None else stored(start)
+        delta, weights = _edit_and_weights(original, unlearned, start, stop, options.noise)
+        index = np.flatnonzero(delta != 0)  # twice as fast as from the floats themselves
+        touched = _differing(index // stock.columns)
+        if stored is not None and touched.size < stop - start:
+            write_bytes(descriptor, blocks, stock.offset + start * stock.raw.shape[1])
         if not touched.size:
             return None
-        blocks = stock.raw[start:stop]
         if touched.size < stop - start:
-            delta, edited, blocks = delta[touched], edited[touched], blocks[touched]
+            delta, weights, blocks = delta[touched], weights[touched], blocks[touched]
+            index = np.flatnonzero(delta != 0)
         matrix = start // (stock.rows // stock.matrices)
         own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
-
-        def weights() -> np.ndarray:
-            whole = unlearned.weights(start, stop)
-            return whole if touched.size == stop - start else whole[touched]
-
-        if codec is not None:
-            counts = own if diagonal is None else diagonal
-            wanted = weights() if options.aim == "weights" else None
-            new, values, done = _on_the_grid(codec, blocks, delta, edited, wanted, feedback, counts, options)
+        if codec is None:
+            new, values, done = _anew(stock, blocks, weights, delta, own)
         else:
-            new, values, done = _anew(stock, blocks, weights(), delta, own)
+            aimed = weights if options.aim == "weights" else None
+            counts = own if diagonal is None else diagonal
+            wider = None
+            if options.saturated == "widen":
+                wider = widen(codec, blocks, delta, survive=options.survive, importance=counts)
+            if feedback is None and wider is None:
+                new, values, done = _each_alone(codec, blocks, index, delta, aimed, options)
+            else:
+                new, values, done = _together(codec, blocks, index, delta, aimed, feedback, wider, options)
         done.check = written_rows(descriptor, stock, start + touched, new, values)
         return done
 
@@ -211,69 +221,94 @@ def _feedback(
     return feedback_for(hessian, columns_to_decide(edited, edited))
 
 
-def _on_the_grid(
+def _differing(ascending: np.ndarray) -> np.ndarray:
+    """Each of the numbers once, ascending."""
+    return ascending[np.flatnonzero(np.diff(ascending, prepend=-1))]
+
+
+def _each_alone(
     codec: Codec,
     blocks: np.ndarray,
+    index: np.ndarray,
     delta: np.ndarray,
-    edited: np.ndarray,
     weights: np.ndarray | None,
-    feedback: Feedback | None,
-    importance: np.ndarray | None,
     options: RoundingOptions,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
-    """New bytes [rows, bytes per row] and what they decode to.
+    """New bytes [rows, bytes per row] and what they decode to; nothing but the edited weights is looked at.
 
-    edited: bool [rows, columns], where ``delta`` is not 0. weights: [rows, columns], where those are aimed at.
+    index: flat positions where ``delta`` [rows, columns] is not 0. weights: [rows, columns], where those are aimed at.
     """
-    index = np.flatnonzero(edited)
-    change = delta.ravel()[index]
-    levels = codec.decode(blocks)
-    before, sizes = levels.values_at(index), levels.steps_at(index, change)
-    target, towards, must_move, wider = blocks, delta, None, None
-    if options.saturated == "widen":
-        wider = widen(codec, blocks, delta, survive=options.survive, importance=importance)
+    present, change = codec.at(blocks, index), delta.ravel()[index]
+    before = present.values()
+    edits = find_edits(present, change, survive=options.survive)
+    if weights is None:
+        went = round_each(edits, change)
+    else:
+        went = round_each(edits, weights.ravel()[index] - before, carried=change if options.carry else None)
+    codes, moved = present.codes + went, went != 0
+    after = replace(present, codes=codes).values()
+    # Codes that did not move must decode to the very weights of the stock file.
+    values = dequantize_rows(codec.name, blocks, delta.shape[1])
+    values.ravel()[index[moved]] = after[moved]
+    part = _part(
+        asked=int(edits.asked.sum()),
+        landed=edits.landed(went),
+        saturated=int(edits.saturated.sum()),
+        moved=int(np.count_nonzero(moved)),
+        moved_by_compensation=0,
+        change=change,
+        went=after - before,
+        steps=present.steps(change),
+    )
+    return codec.with_codes_at(blocks, present, codes), values, part
+
+
+def _together(
+    codec: Codec,
+    blocks: np.ndarray,
+    index: np.ndarray,
+    delta: np.ndarray,
+    weights: np.ndarray | None,
+    feedback: Feedback | None,
+    wider: Widened | None,
+    options: RoundingOptions,
+) -> tuple[np.ndarray, np.ndarray, _Part]:
+    """As :func:`_each_alone`, but with weights tied to each other by ``feedback``, or moved to ``wider`` grids."""
+    present, change = codec.at(blocks, index), delta.ravel()[index]
+    before = present.values()
+    edited = delta != 0
+    target, towards, must_move = blocks, delta, None
     if wider is not None:
         # Of a sub-block with a new grid every weight is chosen anew, as if it were edited.
         target, towards, must_move = wider.blocks, wider.delta, wider.must_move
-        levels = codec.decode(target)
-    carry = options.carry and weights is not None
-    if feedback is None and wider is None:
-        # Nothing but the edited weights is looked at.
-        edits = find_edits(levels, delta, survive=options.survive, must_move=None, free=None, index=index)
-        wanted = change if weights is None else weights.ravel()[index] - before
-        rounded = round_each(levels, edits, wanted, carried=change if carry else None)
-    else:
-        wanted = towards
-        if weights is not None:
-            wanted = towards.copy()
-            wanted.ravel()[index] = weights.ravel()[index] - levels.values_at(index)
-        rounded = round_edit(
-            levels,
-            towards,
-            wanted=wanted,
-            hessian=feedback,
-            free=edited if feedback is not None and options.outside_mask == "frozen" else None,
-            must_move=must_move,
-            survive=options.survive,
-            carried=np.where(edited, towards, 0) if carry else None,
-        )
+    levels = codec.decode(target)
+    wanted = towards
+    if weights is not None:
+        wanted = towards.copy()
+        wanted.ravel()[index] = weights.ravel()[index] - levels.at(index).values()
+    rounded = round_edit(
+        levels,
+        towards,
+        wanted=wanted,
+        hessian=feedback,
+        free=edited if feedback is not None and options.outside_mask == "frozen" else None,
+        must_move=must_move,
+        survive=options.survive,
+        carried=np.where(edited, towards, 0) if options.carry and weights is not None else None,
+    )
     # Codes that did not move must decode to the very weights of the stock file.
     values = dequantize_rows(codec.name, target, delta.shape[1])
-    values.ravel()[rounded.moved_at] = replace(levels, codes=rounded.codes).values_at(rounded.moved_at)
-    part = _Part(
-        {
-            "edited": index.size,
-            "asked": rounded.asked,
-            "landed": rounded.landed,
-            "saturated": rounded.saturated,
-            "moved": rounded.moved,
-            "moved_by_compensation": rounded.moved_by_compensation,
-            "widened": 0,
-            "regridded": 0,
-        },
-        *arrival(change, values.ravel()[index] - before),
+    values.ravel()[rounded.moved_at] = replace(levels, codes=rounded.codes).at(rounded.moved_at).values()
+    part = _part(
+        asked=rounded.asked,
+        landed=rounded.landed,
+        saturated=rounded.saturated,
+        moved=rounded.moved,
+        moved_by_compensation=rounded.moved_by_compensation,
+        change=change,
+        went=values.ravel()[index] - before,
+        steps=present.steps(change),
     )
-    part.steps.add(change, sizes)
     if wider is not None:
         differs = values != dequantize_rows(codec.name, blocks, delta.shape[1])
         there = np.repeat(wider.regridded, codec.sub_block, axis=1)
@@ -281,6 +316,13 @@ def _on_the_grid(
         part.counts["widened"] = int(wider.regridded.sum())
         part.counts["regridded"] = int((differs & there & ~edited).sum())
     return codec.with_codes(target, rounded.codes), values, part
+
+
+def _part(change: np.ndarray, went: np.ndarray, steps: np.ndarray, **counts: int) -> _Part:
+    """change, went, steps: [E], the edits, what the shipped weights are away from the stock ones, the grid's steps."""
+    part = _Part({"edited": change.size, **counts, "widened": 0, "regridded": 0}, *arrival(change, went))
+    part.steps.add(change, steps)
+    return part
 
 
 def _anew(

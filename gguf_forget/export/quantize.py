@@ -21,11 +21,21 @@ import numpy as np
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
+from gguf_forget.export.memory import keep_freed_memory
 from gguf_forget.export.outcome import TensorOutcome, totals
-from gguf_forget.export.patch import FLOAT_TYPES, Check, Mapped, RoundingOptions, is_edited, patch_tensor, read_back
+from gguf_forget.export.patch import (
+    FLOAT_TYPES,
+    Check,
+    Mapped,
+    RoundingOptions,
+    is_edited,
+    patch_tensor,
+    read_back,
+    write_bytes,
+)
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.export.split import groups_as_in, groups_by_size, write_split
-from gguf_forget.export.stock_file import NotOurs, Run, begin_stock, write_run
+from gguf_forget.export.stock_file import NotOurs, Run, begin_stock, stored_run
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quantize
@@ -141,6 +151,7 @@ def export_types(
     EvaluationError where a file does not decode to what was asked for.
     """
     folder = next(iter(destinations.values())).parent
+    keep_freed_memory()
     documents, finished = [], []
     with scratch_directory(folder) as scratch:
         for file_type, destination in destinations.items():
@@ -236,12 +247,15 @@ def _written(
         written = stored_tensors(partial)  # views of the file, as above: they show what is written into it later
         outcomes, checks = _filled(partial, written, {}, pair, planned, file_type, options, progress, hessians)
     with (
+        partial.open("rb+") as file,
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
         progress.task(f"{file_type}: read back", len(checks)) as advance,
     ):
+        on_disk = pool.submit(os.fsync, file.fileno())
         opened = pool.submit(check_result, partial, destination, file_type, plan)
         read_back(written, checks, destination, advance, pool.map)
         opened.result()
+        on_disk.result()
     return {
         "type": file_type,
         "totals": totals(outcomes),
@@ -276,18 +290,18 @@ def _filled(
     ):
         stopped = threading.Event()
 
-        def write(run: Run) -> None:
+        def stored(run: Run) -> np.ndarray:
             if stopped.is_set():
                 raise NotOurs
             try:
-                write_run(file.fileno(), run)
+                return stored_run(run)
             except NotOurs:
                 stopped.set()
                 raise
 
         def write_all(some: Sequence[Run]) -> int:
             for run in some:
-                write(run)
+                write_bytes(file.fileno(), stored(run), run.place)
             return len(some)
 
         def work(name: str, mapped: Mapped = map) -> tuple[TensorOutcome | None, list[Check]]:
@@ -300,7 +314,7 @@ def _filled(
                 options=options.rounding,
                 hessian=hessians(name) if stock[name].type in CODECS else None,
                 importance=importance.get(name),
-                prepare=(lambda start: write(lacking[start])) if lacking else None,
+                stored=(lambda start: stored(lacking[start])) if lacking else None,
                 mapped=mapped,
             )
 
@@ -321,5 +335,4 @@ def _filled(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        os.fsync(file.fileno())
     return outcomes, checks

@@ -22,7 +22,7 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor
 from gguf_forget.errors import InputError
 from gguf_forget.export.gguf_header import Header, Uint32, description, entry, read_header
-from gguf_forget.export.patch import FLOAT_TYPES, runs_of_rows, write_bytes
+from gguf_forget.export.patch import FLOAT_TYPES, runs_of_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import quantize_rows, row_bytes, valid_rows
 from gguf_forget.llama.options import QuantizeOptions, type_id
@@ -60,7 +60,7 @@ def begin_stock(
     """Write the header of ``original``, whose ``tensors`` these are, as ``file_type`` to ``partial``, all else empty.
 
     Returns the tensors of ``partial``, views that show what is written later, and the runs of rows of each, in the
-    file's order, for :func:`write_run`. Raises NotOurs, see above.
+    file's order, for :func:`stored_run`. Raises NotOurs, see above.
     """
     header = _header(original, tensors, file_type, planned, options).to_bytes()
     runs: dict[str, list[Run]] = {}
@@ -88,9 +88,28 @@ def begin_stock(
     return stock, runs
 
 
-def write_run(descriptor: int, run: Run) -> None:
-    """Quantize a run of rows and write it, from any thread; raises NotOurs for weights that are NaN or infinite."""
-    write_bytes(descriptor, _stored(run), run.place)
+def stored_run(run: Run) -> np.ndarray:
+    """Quantize a run of rows, from any thread: uint8 [rows, bytes per row], to be written at ``run.place``.
+
+    Raises NotOurs for weights that are NaN or infinite.
+    """
+    tensor, raw = run.tensor, run.tensor.raw[run.start : run.stop]
+    copied = run.kind == tensor.type
+    # Of what is copied only floats are looked at as numbers.
+    weights = None if copied and tensor.type not in FLOAT_TYPES else tensor.weights(run.start, run.stop)
+    if weights is not None and tensor.type in FLOAT_TYPES:
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(weights.sum())  # only if all its terms are
+        if not finite and not np.isfinite(weights).all():
+            raise NotOurs
+    elif tensor.type in CODECS and not valid_rows(tensor.type, raw):
+        raise NotOurs
+    if weights is None or copied:
+        return raw
+    made = quantize_rows(run.kind, weights, run.importance)
+    if not valid_rows(run.kind, made):
+        raise NotOurs
+    return made
 
 
 def _header(
@@ -149,24 +168,3 @@ def _runs(tensor: StoredTensor, kind: str, file_type: str, options: QuantizeOpti
     for start, stop in runs_of_rows(tensor):
         own = None if importance is None else importance[start // height]
         yield Run(tensor, kind, own, start, stop, place + start * width)
-
-
-def _stored(run: Run) -> np.ndarray:
-    """uint8 [rows, bytes per row], checked as llama.cpp checks."""
-    tensor, raw = run.tensor, run.tensor.raw[run.start : run.stop]
-    copied = run.kind == tensor.type
-    # Of what is copied only floats are looked at as numbers.
-    weights = None if copied and tensor.type not in FLOAT_TYPES else tensor.weights(run.start, run.stop)
-    if weights is not None and tensor.type in FLOAT_TYPES:
-        with np.errstate(all="ignore"):
-            finite = np.isfinite(weights.sum())  # only if all its terms are
-        if not finite and not np.isfinite(weights).all():
-            raise NotOurs
-    elif tensor.type in CODECS and not valid_rows(tensor.type, raw):
-        raise NotOurs
-    if weights is None or copied:
-        return raw
-    made = quantize_rows(run.kind, weights, run.importance)
-    if not valid_rows(run.kind, made):
-        raise NotOurs
-    return made

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from gguf_forget.errors import UnsupportedError
 from gguf_forget.grids import iq4_nl, iq4_xs, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
-from gguf_forget.grids.layout import Codec, Levels
+from gguf_forget.grids.layout import Codec
+from gguf_forget.grids.levels import Levels
 from gguf_forget.grids.nearest import nearest_codes
 
 CODECS: dict[str, Codec] = {

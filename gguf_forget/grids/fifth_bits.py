@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codes, part_of, write_part
+from gguf_forget.grids.layout import Bytes, part_of, write_part
+from gguf_forget.grids.levels import Codes
 
 # For every value of a byte of qh its eight bits as eight bytes, 16 where one is set; one lookup a byte.
 _SPREAD = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") << 4).view(np.uint64)[:, 0]

@@ -14,17 +14,21 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 # ggml's ``kvalues_iq4nl``
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
 TABLE.flags.writeable = False
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    codes = split_fields(part_of(blocks, 2, 18), 4).reshape(-1, 32).astype(np.int16)
+def _codes(blocks: Bytes) -> Codes:
+    return split_fields(part_of(blocks, 2, 18), 4).reshape(-1, 32).astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     scale = read_float16(blocks, 0)
-    return codes, scale, np.zeros_like(scale)
+    return scale, np.zeros_like(scale)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -39,7 +43,8 @@ CODEC = Codec(
     lowest=0,
     highest=15,
     zero_code=0,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
     table=TABLE,
 )

@@ -18,16 +18,21 @@ import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
 from gguf_forget.grids.iq4_nl import TABLE
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
     codes = split_fields(part_of(blocks, 8, 136).reshape(-1, 8, 16), 4)  # [blocks, s, half, l]
+    return codes.reshape(-1, 256).astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     high = blocks[:, 2:4, None] >> PAIR_SHIFTS[:, 0] & 3  # [blocks, byte, s % 4]
     low = np.stack([blocks[:, 4:8] & 0x0F, blocks[:, 4:8] >> 4], axis=2)  # [blocks, j, s % 2]
     multiplier = low.reshape(-1, 8) | high.reshape(-1, 8) << 4
     scale = read_float16(blocks, 0) * (multiplier.astype(np.float32) - 32)
-    return codes.reshape(-1, 256).astype(np.int16), scale, np.zeros_like(scale)
+    return scale, np.zeros_like(scale)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -43,7 +48,8 @@ CODEC = Codec(
     lowest=0,
     highest=15,
     zero_code=0,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
     table=TABLE,
 )

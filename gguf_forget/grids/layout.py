@@ -1,125 +1,36 @@
-"""What every block codec shares: the decoded form of a tensor and the checks around a bit layout.
+"""What every block codec shares: bytes to a decoded tensor and back, and the checks around a bit layout.
 
-Shapes, used through the whole package:
-    rows      rows of the tensor as GGUF stores it (one row = one output unit)
-    columns   weights in a row, a multiple of ``block_size``
+Shapes as in :mod:`gguf_forget.grids.levels`, and
     blocks    rows * columns // block_size
-A *sub-block* is the run of weights that share one scale and one offset, and with them one grid of levels. A code is
-an integer in ``[lowest, highest]``. Most grids are affine in it, ``weight = scale * code + offset``; the code-book
-types have a table of levels instead, ``weight = scale * table[code - lowest]``, increasing but not evenly spaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
+from gguf_forget.grids.bit_places import BitPlaces, find_places
+from gguf_forget.grids.levels import Codes, Floats, Levels, LevelsAt, Places
 
 Bytes = npt.NDArray[np.uint8]
-Codes = npt.NDArray[np.int16]
-Floats = npt.NDArray[np.float32]
 
 PAIR_SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]  # [g, 1]: the four bit pairs of a byte
-
-
-@dataclass(frozen=True)
-class Levels:
-    """A decoded tensor: integer codes, and the grid of levels on which they lie.
-
-    codes: int16 [rows, columns]; scale, offset: float32 [rows, columns // sub_block].
-    ``zero_code`` is the code of weight 0 in the types that store no offset (``offset = -zero_code * scale``)
-    and None where each sub-block stores its own offset. ``table``: float32 [highest - lowest + 1], the levels in
-    units of the scale, strictly increasing; None where the grid is affine (then code c has level c).
-    """
-
-    codes: Codes
-    scale: Floats
-    offset: Floats
-    sub_block: int
-    lowest: int
-    highest: int
-    zero_code: int | None = None
-    table: Floats | None = None
-
-    def values(self) -> Floats:
-        """The weights, float32 [rows, columns], bit-equal to libggml's ``dequantize_row_*``."""
-        rows, columns = self.codes.shape
-        grouped = self.codes.reshape(rows, -1, self.sub_block)  # [rows, sub-blocks, sub_block]
-        # inf * 0 is NaN here as it is in libggml.
-        with np.errstate(invalid="ignore"):
-            if self.zero_code is None:
-                weights = self.level(grouped)
-                weights *= self.scale[:, :, None]
-                weights += self.offset[:, :, None]
-            else:
-                # Centring the code first keeps libggml's sign of zero (-0.0 under a negative scale).
-                weights = self.level(grouped - np.int16(self.zero_code))
-                weights *= self.scale[:, :, None]
-        return weights.reshape(rows, columns)
-
-    def values_at(self, index: npt.NDArray[np.intp]) -> Floats:
-        """As :meth:`values` for the weights at the flat positions ``index`` alone, float32 [E]."""
-        place, codes = index // self.sub_block, self.codes.ravel()[index]
-        if self.zero_code is None:
-            weights: Floats = self.level(codes) * self.scale.ravel()[place] + self.offset.ravel()[place]
-        else:
-            weights = self.level(codes - np.int16(self.zero_code)) * self.scale.ravel()[place]
-        return weights
-
-    def level(self, codes: npt.NDArray[Any]) -> Floats:
-        """The levels of ``codes`` in units of the scale, before the offset; float32, any shape."""
-        if self.table is None:
-            return codes.astype(np.float32)
-        return self.table[codes - self.lowest]
-
-    def scale_per_weight(self) -> Floats:
-        """The signed scale at every weight, float32 [rows, columns].
-
-        Its sign says whether a larger code is a larger weight. On an affine grid it is the distance between
-        neighbouring levels.
-        """
-        return np.repeat(self.scale, self.sub_block, axis=1)
-
-    def step_towards(self, direction: npt.NDArray[Any]) -> Floats:
-        """How far the next level is from the present one in the given direction; float32 [rows, columns], not negative.
-
-        direction: [rows, columns], of which the sign counts, in weight units (0: the step upwards in code). Past
-        either end of the range the last step counts on; 0 where the scale is 0.
-        """
-        scale = self.scale_per_weight()
-        return self.gap(self.codes, np.sign(direction) * np.sign(scale) < 0) * np.abs(scale)
-
-    def steps_at(self, index: npt.NDArray[np.intp], direction: npt.NDArray[Any]) -> Floats:
-        """As :meth:`step_towards` for the weights at the flat positions ``index`` alone; index, direction: [E]."""
-        # A row is a whole number of sub-blocks, so the flat index of a weight gives that of its scale.
-        scale = self.scale.ravel()[index // self.sub_block]
-        if self.table is None:
-            return np.abs(scale)
-        return self.gap(self.codes.ravel()[index], np.sign(direction) * np.sign(scale) < 0) * np.abs(scale)
-
-    def gap(self, codes: npt.NDArray[Any], downwards: npt.NDArray[np.bool_]) -> Floats:
-        """The distance from the levels of ``codes`` to the next, in units of the scale; float32, any shape.
-
-        ``downwards``, of the same shape: towards the lower code. Past either end of the range the last gap counts on.
-        """
-        if self.table is None:
-            return np.ones(codes.shape, dtype=np.float32)
-        gaps = np.diff(self.table)  # [levels - 1], gap i between levels i and i + 1
-        return gaps[np.clip(codes - self.lowest - downwards, 0, len(gaps) - 1)]
 
 
 @dataclass(frozen=True)
 class Codec:
     """One GGUF block type: the sizes of its block, and how its codes, scales and offsets lie in the bytes.
 
-    unpack(blocks uint8 [blocks, block_bytes]) gives codes int16 [blocks, block_size], scale and offset
-    float32 [blocks, block_size // sub_block]. pack(blocks, codes) writes codes into ``blocks`` in place and
-    touches no other bit. Both are private to the codec files; call :meth:`decode` and :meth:`with_codes`.
+    Of blocks uint8 [blocks, block_bytes] codes_of gives the codes, int16 [blocks, block_size], and grid_of scale and
+    offset, float32 [blocks, block_size // sub_block]. pack(blocks, codes) writes codes into ``blocks`` in place and
+    touches no other bit. They are private to the codec files; call :meth:`decode` and :meth:`with_codes`, or for a few
+    weights :meth:`at` and :meth:`with_codes_at`.
     """
 
     name: str
@@ -129,18 +40,18 @@ class Codec:
     lowest: int
     highest: int
     zero_code: int | None
-    unpack: Callable[[Bytes], tuple[Codes, Floats, Floats]] = field(repr=False)
+    codes_of: Callable[[Bytes], Codes] = field(repr=False)
+    grid_of: Callable[[Bytes], tuple[Floats, Floats]] = field(repr=False)
     pack: Callable[[Bytes, Codes], None] = field(repr=False)
     table: Floats | None = field(default=None, repr=False)
 
     def decode(self, blocks: Bytes) -> Levels:
         """Decode uint8 [rows, bytes_per_row]. Raises InputError for another dtype or a torn block."""
         rows, columns = self._shape(blocks)
-        # A block may hold an infinite or NaN scale (huge weights): libggml computes on with it, and so do we.
-        with np.errstate(invalid="ignore"):
-            codes, scale, offset = self.unpack(np.ascontiguousarray(blocks).reshape(-1, self.block_bytes))
+        flat = np.ascontiguousarray(blocks).reshape(-1, self.block_bytes)
+        scale, offset = self._grid(flat)
         return Levels(
-            codes=codes.reshape(rows, columns),
+            codes=self.codes_of(flat).reshape(rows, columns),
             scale=scale.reshape(rows, columns // self.sub_block),
             offset=offset.reshape(rows, columns // self.sub_block),
             sub_block=self.sub_block,
@@ -149,6 +60,41 @@ class Codec:
             zero_code=self.zero_code,
             table=self.table,
         )
+
+    def at(self, blocks: Bytes, index: Places) -> LevelsAt:
+        """``decode(blocks).at(index)``: work for the codes grows with ``index``, not with the tensor."""
+        _, columns = self._shape(blocks)
+        flat = np.ascontiguousarray(blocks).reshape(-1, self.block_bytes)
+        scale, offset = (part.ravel() for part in self._grid(flat))
+        bits = self._bits.read(flat, index)
+        place = index // self.sub_block
+        return LevelsAt(
+            index,
+            columns,
+            (bits.view(np.int8) if self.lowest < 0 else bits).astype(np.int16),
+            scale[place],
+            offset[place],
+            self.lowest,
+            self.highest,
+            self.zero_code,
+            self.table,
+        )
+
+    def with_codes_at(self, blocks: Bytes, present: LevelsAt, codes: Codes) -> Bytes:
+        """:meth:`with_codes` where only the weights ``present`` (of these ``blocks``) take other codes, int16 [E].
+
+        Each position may come once. Raises InputError when a code that is not the present one is outside the range.
+        """
+        outside = ((codes < self.lowest) | (codes > self.highest)) & (codes != present.codes)
+        if outside.any():
+            first = int(np.flatnonzero(outside)[0])
+            raise self._out_of_range(
+                int(codes[first]), *divmod(int(present.index[first]), present.columns), int(outside.sum())
+            )
+        packed = np.array(blocks, dtype=np.uint8, order="C")
+        before, after = (some.astype(np.uint8) for some in (present.codes, codes))
+        self._bits.replace(packed.reshape(-1, self.block_bytes), present.index, before, after)
+        return packed
 
     def with_codes(self, blocks: Bytes, codes: npt.NDArray[Any]) -> Bytes:
         """A new uint8 [rows, bytes_per_row]: the scales and offsets of ``blocks``, the codes of ``codes``.
@@ -173,17 +119,29 @@ class Codec:
             outside &= codes != self.decode(blocks).codes
         if outside.any():
             row, column = (int(index) for index in np.argwhere(outside)[0])
-            raise InputError(
-                f"{self.name} code {int(codes[row, column])} at row {row}, column {column} is outside "
-                f"[{self.lowest}, {self.highest}] ({int(outside.sum())} such codes)",
-                hint="clamp the codes to the type's range before packing them",
-            )
+            raise self._out_of_range(int(codes[row, column]), row, column, int(outside.sum()))
         packed = np.array(blocks, dtype=np.uint8, order="C")
         self.pack(
             packed.reshape(-1, self.block_bytes),
             np.ascontiguousarray(codes, dtype=np.int16).reshape(-1, self.block_size),
         )
         return packed
+
+    def _out_of_range(self, code: int, row: int, column: int, count: int) -> InputError:
+        return InputError(
+            f"{self.name} code {code} at row {row}, column {column} is outside "
+            f"[{self.lowest}, {self.highest}] ({count} such codes)",
+            hint="clamp the codes to the type's range before packing them",
+        )
+
+    def _grid(self, blocks: Bytes) -> tuple[Floats, Floats]:
+        # A block may hold an infinite or NaN scale (huge weights): libggml computes on with it, and so do we.
+        with np.errstate(invalid="ignore"):
+            return self.grid_of(blocks)
+
+    @cached_property
+    def _bits(self) -> BitPlaces:
+        return find_places(self.pack, (self.highest - self.lowest).bit_length(), self.block_size, self.block_bytes)
 
     def _shape(self, blocks: Bytes) -> tuple[int, int]:
         """(rows, columns) of the tensor in ``blocks``."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
-from gguf_forget.grids.layout import Codes, Floats, Levels
+from gguf_forget.grids.levels import Codes, Floats, Levels
 
 
 def nearest_codes(levels: Levels, weights: npt.NDArray[Any]) -> Codes:

@@ -16,16 +16,20 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
     codes = split_fields(part_of(blocks, 16, 80).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
+    return codes.reshape(-1, 256).astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     scales = blocks[:, :16]
     # float16 times four bits, times two bits: exact in float32, so only the subtraction rounds, once.
     scale = read_float16(blocks, 80) * (scales & 0x0F).astype(np.float32)
-    offset = -(read_float16(blocks, 82) * (scales >> 4).astype(np.float32))
-    return codes.reshape(-1, 256).astype(np.int16), scale, offset
+    return scale, -(read_float16(blocks, 82) * (scales >> 4).astype(np.float32))
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -40,6 +44,7 @@ CODEC = Codec(
     lowest=0,
     highest=3,
     zero_code=None,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

@@ -19,18 +19,23 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import PAIR_SHIFTS, Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
     low = split_fields(part_of(blocks, 32, 96).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
     high = split_fields(part_of(blocks, 0, 32), 1)  # [blocks, 4 h + g, l]
     codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 2
+    return codes.astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     nibbles = blocks[:, 96:104]
     fifths = blocks[:, 104:108].reshape(-1, 1, 4) >> PAIR_SHIFTS & 3  # [blocks, i, j]
     multiplier = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1) | fifths.reshape(-1, 16) << 4
     scale = read_float16(blocks, 108) * (multiplier.astype(np.float32) - 32)
-    return codes.astype(np.int16), scale, np.float32(-4) * scale
+    return scale, np.float32(-4) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -47,6 +52,7 @@ CODEC = Codec(
     lowest=0,
     highest=7,
     zero_code=4,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

@@ -12,12 +12,16 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    codes = split_fields(part_of(blocks, 4, 20), 4).reshape(-1, 32).astype(np.int16)
-    return codes, read_float16(blocks, 0), read_float16(blocks, 2)
+def _codes(blocks: Bytes) -> Codes:
+    return split_fields(part_of(blocks, 4, 20), 4).reshape(-1, 32).astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
+    return read_float16(blocks, 0), read_float16(blocks, 2)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -32,6 +36,7 @@ CODEC = Codec(
     lowest=0,
     highest=15,
     zero_code=None,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

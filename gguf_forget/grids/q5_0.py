@@ -15,12 +15,17 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.fifth_bits import pack_fives, unpack_fives
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.layout import Bytes, Codec, read_float16
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
+    return unpack_fives(blocks, 2)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     scale = read_float16(blocks, 0)
-    return unpack_fives(blocks, 2), scale, np.float32(-16) * scale
+    return scale, np.float32(-16) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -35,6 +40,7 @@ CODEC = Codec(
     lowest=0,
     highest=31,
     zero_code=16,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

@@ -11,11 +11,16 @@ qh      little-endian 32 bits; bit i: bit 4 of the code of weight i             
 from __future__ import annotations
 
 from gguf_forget.grids.fifth_bits import pack_fives, unpack_fives
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, read_float16
+from gguf_forget.grids.layout import Bytes, Codec, read_float16
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    return unpack_fives(blocks, 4), read_float16(blocks, 0), read_float16(blocks, 2)
+def _codes(blocks: Bytes) -> Codes:
+    return unpack_fives(blocks, 4)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
+    return read_float16(blocks, 0), read_float16(blocks, 2)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -30,6 +35,7 @@ CODEC = Codec(
     lowest=0,
     highest=31,
     zero_code=None,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

@@ -16,19 +16,23 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 from gguf_forget.grids.six_bit_scales import unpack_scales
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
-    multiplier, minimum = unpack_scales(part_of(blocks, 4, 16))  # [blocks, 8] each
+def _codes(blocks: Bytes) -> Codes:
     low = split_fields(part_of(blocks, 48, 176).reshape(-1, 4, 32), 4)  # [blocks, g, half, l]
     high = split_fields(part_of(blocks, 16, 48), 1)  # [blocks, 2 g + half, l]
     codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
+    return codes.astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
+    multiplier, minimum = unpack_scales(part_of(blocks, 4, 16))  # [blocks, 8] each
     # float16 times six bits, times five bits: exact in float32, so only the subtraction rounds, once.
     scale = read_float16(blocks, 0) * multiplier.astype(np.float32)
-    offset = -(read_float16(blocks, 2) * minimum.astype(np.float32))
-    return codes.astype(np.int16), scale, offset
+    return scale, -(read_float16(blocks, 2) * minimum.astype(np.float32))
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -45,6 +49,7 @@ CODEC = Codec(
     lowest=0,
     highest=31,
     zero_code=None,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

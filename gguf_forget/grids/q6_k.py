@@ -17,15 +17,20 @@ from __future__ import annotations
 import numpy as np
 
 from gguf_forget.grids.bit_fields import join_fields, split_fields
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
     low = split_fields(part_of(blocks, 0, 128).reshape(-1, 2, 64), 4)  # [blocks, h, g // 2, 32 (g % 2) + l]
     high = split_fields(part_of(blocks, 128, 192).reshape(-1, 2, 32), 2)  # [blocks, h, g, l]
     codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
+    return codes.astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     scale = read_float16(blocks, 208) * part_of(blocks, 192, 208).view(np.int8).astype(np.float32)
-    return codes.astype(np.int16), scale, np.float32(-32) * scale
+    return scale, np.float32(-32) * scale
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -42,6 +47,7 @@ CODEC = Codec(
     lowest=0,
     highest=63,
     zero_code=32,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

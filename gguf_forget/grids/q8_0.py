@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_forget.grids.layout import Bytes, Codec, Codes, Floats, part_of, read_float16, write_part
+from gguf_forget.grids.layout import Bytes, Codec, part_of, read_float16, write_part
+from gguf_forget.grids.levels import Codes, Floats
 
 
-def _unpack(blocks: Bytes) -> tuple[Codes, Floats, Floats]:
+def _codes(blocks: Bytes) -> Codes:
+    return part_of(blocks, 2, 34).view(np.int8).astype(np.int16)
+
+
+def _grid(blocks: Bytes) -> tuple[Floats, Floats]:
     scale = read_float16(blocks, 0)
-    return part_of(blocks, 2, 34).view(np.int8).astype(np.int16), scale, np.zeros_like(scale)
+    return scale, np.zeros_like(scale)
 
 
 def _pack(blocks: Bytes, codes: Codes) -> None:
@@ -33,6 +38,7 @@ CODEC = Codec(
     lowest=-127,
     highest=127,
     zero_code=0,
-    unpack=_unpack,
+    codes_of=_codes,
+    grid_of=_grid,
     pack=_pack,
 )

@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gguf_forget.grids.layout import Codes, Levels
+from gguf_forget.grids.levels import Codes, LevelsAt
 from gguf_forget.rounding.edits import Edits, Mask
 
 FIRST = 32  # codes a row for which an order is made at first; more only where they do not suffice
@@ -35,7 +35,6 @@ Doubles = npt.NDArray[np.float64]
 
 
 def carry(
-    levels: Levels,
     edits: Edits,
     shift: Codes,
     edit: npt.NDArray[np.floating],
@@ -51,10 +50,11 @@ def carry(
     small = np.flatnonzero(~edits.asked & (edit != 0) & (edits.direction != 0))
     if not small.size:
         return result
-    codes, scale, direction = edits.codes[small], edits.scale[small], edits.direction[small]
+    at, scale, direction = edits.at, edits.scale[small], edits.direction[small]
+    codes = at.codes[small]
     shift, wanted, edit = shift[small], wanted[small], edit[small].astype(np.float64)
-    went = _distance(levels, codes, scale, np.zeros_like(shift), shift)
-    rows = edits.index[small] // levels.codes.shape[1]
+    went = _distance(at, codes, scale, np.zeros_like(shift), shift)
+    rows = at.index[small] // at.columns
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     counts = np.diff(starts, append=rows.size)
     missing = np.add.reduceat((edit - went) * edit, starts)
@@ -62,11 +62,11 @@ def carry(
     way = np.repeat(np.sign(missing).astype(np.int8), counts)
     towards = direction * way
     following = codes + shift + towards
-    can = (towards != 0) & (following >= levels.lowest) & (following <= levels.highest)
+    can = (towards != 0) & (following >= at.lowest) & (following <= at.highest)
     can &= (way > 0) | (shift * direction > 0)
     if free is not None:
         can &= free[small]
-    step = np.abs(_distance(levels, codes, scale, shift, shift + np.where(can, towards, 0)))
+    step = np.abs(_distance(at, codes, scale, shift, shift + np.where(can, towards, 0)))
     size = np.abs(edit)
     order_by = np.where(can, (step - 2 * np.sign(edit) * way * (wanted - went)) / size, np.inf)
     worth = np.where(can, step * size, 0)
@@ -80,11 +80,11 @@ def carry(
     return result
 
 
-def _distance(levels: Levels, codes: Codes, scale: Doubles, before: Codes, after: Codes) -> Doubles:
+def _distance(at: LevelsAt, codes: Codes, scale: Doubles, before: Codes, after: Codes) -> Doubles:
     """From shifts ``before`` to ``after`` of ``codes``, in weight units, [S]."""
-    if levels.table is None:
+    if at.table is None:
         return (after - before) * scale
-    return (levels.level(codes + after).astype(np.float64) - levels.level(codes + before)) * scale
+    return (at.level(codes + after).astype(np.float64) - at.level(codes + before)) * scale
 
 
 def _enough(order_by: npt.NDArray[np.floating], worth: npt.NDArray[np.floating], missing: Doubles) -> Mask:

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_forget.errors import InputError
-from gguf_forget.grids.layout import Codes, Levels
+from gguf_forget.grids.levels import Codes, Levels, Places
 from gguf_forget.rounding.carry import carry
 from gguf_forget.rounding.edits import Edits, Mask, find_edits
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
@@ -103,63 +103,62 @@ def round_edit(
     feedback = hessian
     if isinstance(hessian, np.ndarray):
         feedback = _feedback(hessian, delta, free, damp)
-    edits = find_edits(levels, delta, survive=survive, must_move=must_move, free=free)
-    change_at, may_move = change.ravel()[edits.index], None if free is None else free.ravel()[edits.index]
-    carried_at = None if carried is None else carried.ravel()[edits.index]
-    if not isinstance(feedback, Feedback):
-        return round_each(levels, edits, change_at, free=may_move, carried=carried_at)
-    shift = _compensate(levels, delta, change, edits, feedback, free)
-    went = shift.ravel()[edits.index]
-    by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
-    if carried_at is not None:
-        went = carry(levels, edits, went, carried_at, change_at, may_move)
-        shift.ravel()[edits.index] = went
-    return _rounded(levels.codes + shift, edits, went, np.flatnonzero(shift), by_compensation)
-
-
-def round_each(
-    levels: Levels,
-    edits: Edits,
-    wanted: npt.NDArray[Any],
-    *,
-    free: Mask | None = None,
-    carried: npt.NDArray[Any] | None = None,
-) -> Rounded:
-    """As :func:`round_edit` without H, for edits that are found already: work grows with them, not with the tensor.
-
-    wanted, free, carried: [E], of the edited weights alone.
-    """
-    went = _nearest_shifts(levels, wanted, edits, free)
-    if carried is not None:
-        went = carry(levels, edits, went, carried, wanted, free)
-    codes = np.array(levels.codes, order="C")
-    moved = went != 0
-    codes.ravel()[edits.index] += went
-    return _rounded(codes, edits, went, edits.index[moved], 0)
-
-
-def _rounded(codes: Codes, edits: Edits, went: Codes, moved_at: npt.NDArray[np.intp], by_compensation: int) -> Rounded:
+    index = np.flatnonzero(delta != 0)  # twice as fast as from the floats themselves
+    change_at, carried_at = change.ravel()[index], _at(carried, index)
+    may_move, must_move_at = _at(free, index), _at(must_move, index)
+    edits = find_edits(levels.at(index), delta.ravel()[index], survive=survive, must_move=must_move_at, free=may_move)
+    if isinstance(feedback, Feedback):
+        shift = _compensate(levels, delta, change, edits, feedback, free)
+        went = shift.ravel()[index]
+        by_compensation = int(np.count_nonzero(shift)) - int(np.count_nonzero(went))
+        if carried_at is not None:
+            went = carry(edits, went, carried_at, change_at, may_move)
+            shift.ravel()[index] = went
+        codes, moved_at = levels.codes + shift, np.flatnonzero(shift)
+    else:
+        went, by_compensation = round_each(edits, change_at, free=may_move, carried=carried_at), 0
+        codes, moved_at = np.array(levels.codes, order="C"), index[went != 0]
+        codes.ravel()[index] += went
     return Rounded(
         codes=codes,
         asked=int(edits.asked.sum()),
-        landed=int((edits.asked & (went * edits.direction > 0)).sum()),
+        landed=edits.landed(went),
         saturated=int(edits.saturated.sum()),
         moved_at=moved_at,
         moved_by_compensation=by_compensation,
     )
 
 
-def _nearest_shifts(levels: Levels, change: npt.NDArray[Any], edits: Edits, free: Mask | None) -> Codes:
+def _at(array: npt.NDArray[Any] | None, index: Places) -> npt.NDArray[Any] | None:
+    return None if array is None else array.ravel()[index]
+
+
+def round_each(
+    edits: Edits,
+    wanted: npt.NDArray[Any],
+    *,
+    free: Mask | None = None,
+    carried: npt.NDArray[Any] | None = None,
+) -> Codes:
+    """As :func:`round_edit` without H: how many codes every edited weight goes, int16 [E].
+
+    wanted, free, carried: [E]. Work grows with the edits, not with the tensor.
+    """
+    went = _nearest_shifts(wanted, edits, free)
+    return went if carried is None else carry(edits, went, carried, wanted, free)
+
+
+def _nearest_shifts(change: npt.NDArray[Any], edits: Edits, free: Mask | None) -> Codes:
     """The shift of every edited weight on its own, in its edit's direction, int16 [E]; change, free: [E]."""
-    direction = edits.direction
+    at, direction = edits.at, edits.direction
     held = edits.saturated | (direction == 0)
     if free is not None:
         held |= ~free
     # In steps along the edit's direction: none (one where it must land) up to the end of the range.
-    room = np.where(direction > 0, levels.highest - edits.codes, edits.codes - levels.lowest)
+    room = np.where(direction > 0, at.highest - at.codes, at.codes - at.lowest)
     most = np.where(held, 0, np.maximum(room, 0))
     shift = change / np.where(direction != 0, edits.scale, 1.0)
-    to_whole_shifts(shift, levels.table, None if levels.table is None else edits.codes - levels.lowest)
+    to_whole_shifts(shift, at.table, None if at.table is None else at.codes - at.lowest)
     shift *= direction
     np.clip(shift, edits.asked & ~held, most, out=shift)
     shift *= direction
@@ -192,9 +191,10 @@ def _compensate(
     """The shifts, int16 [rows, columns], column by column, errors passed on as H says."""
     shift = np.zeros(levels.codes.shape, dtype=np.int16)
     least, most = _room(levels, np.ascontiguousarray(levels.codes))
-    lower, upper = least.ravel()[edits.index], most.ravel()[edits.index]
+    index = edits.at.index
+    lower, upper = least.ravel()[index], most.ravel()[index]
     _force(lower, upper, edits)
-    least.ravel()[edits.index], most.ravel()[edits.index] = lower, upper
+    least.ravel()[index], most.ravel()[index] = lower, upper
     scale = levels.scale_per_weight()
     held = scale == 0 if free is None else ~free | (scale == 0)
     least[held] = 0

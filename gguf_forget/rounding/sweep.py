@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gguf_forget.grids.layout import Codes, Floats
+from gguf_forget.grids.levels import Codes, Floats
 from gguf_forget.grids.nearest import nearest_level
 
 Doubles = npt.NDArray[np.float64]

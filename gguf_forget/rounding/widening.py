@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gguf_forget.grids.layout import Bytes, Codec, Levels
+from gguf_forget.grids.layout import Bytes, Codec
+from gguf_forget.grids.levels import Levels
 from gguf_forget.grids.scale_codes import SCALE_CODES
 from gguf_forget.rounding.edits import find_edits
 from gguf_forget.rounding.wider_grids import (
@@ -78,16 +79,17 @@ def widen(
     levels = codec.decode(blocks)
     if not (np.isfinite(levels.scale).all() and np.isfinite(levels.offset).all()):
         return None
-    edits = find_edits(levels, delta, survive=survive, must_move=None, free=None)
+    index = np.flatnonzero(delta != 0)
+    edits = find_edits(levels.at(index), delta.ravel()[index], survive=survive)
     if not edits.saturated.any():
         return None
     must_move = np.zeros(delta.shape, dtype=bool)
-    must_move.ravel()[edits.index] = edits.asked
+    must_move.ravel()[index] = edits.asked
     before = levels.values().astype(np.float64)
     wanted = _wanted(codec, before, delta, must_move, importance)
     grids = _Grids(codec, blocks)
     short = np.zeros(len(wanted), dtype=bool)  # sub-blocks with a saturated edit
-    short[edits.index[edits.saturated] // codec.sub_block] = True
+    short[index[edits.saturated] // codec.sub_block] = True
     if not grids.layout.own_bases:
         grids.widen_sub_blocks(np.flatnonzero(short), wanted, short)
     grids.widen_blocks(short, wanted)

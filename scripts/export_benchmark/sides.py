@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import time
@@ -70,6 +71,7 @@ def ours(
 ) -> Measured:
     """From two files to the published one. hessians: a folder of ``columns``.npy."""
     load()
+    importlib.import_module("gguf")  # else it is imported within
     options, progress = ExportOptions(rounding=RoundingOptions(saturated=saturated), threads=threads), Progress()
     with _measured() as found, opened_pair(original, unlearned, out.parent, progress) as pair:
         planned = plan_export(pair, [file_type], options)

@@ -17,7 +17,7 @@ from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.errors import InputError, LlamaError
 from gguf_forget.export import patch
 from gguf_forget.export.quantize import ExportOptions
-from gguf_forget.export.stock_file import NotOurs, begin_stock, write_run
+from gguf_forget.export.stock_file import NotOurs, begin_stock, stored_run
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import plan_file, quantize
 
@@ -30,7 +30,7 @@ def ours(original: Path, out: Path, file_type: str, options: QuantizeOptions) ->
     stock, runs = begin_stock(GgufFile(original), stored_tensors(original), out, file_type, planned, options)
     with out.open("rb+") as file, ThreadPoolExecutor(3) as pool:
         every = [run for runs_of_one in runs.values() for run in runs_of_one]
-        list(pool.map(lambda run: write_run(file.fileno(), run), reversed(every)))
+        list(pool.map(lambda run: patch.write_bytes(file.fileno(), stored_run(run), run.place), reversed(every)))
     for name, tensor in stored_tensors(out).items():
         seen = stock[name]
         assert (seen.type, seen.offset) == (tensor.type, tensor.offset)

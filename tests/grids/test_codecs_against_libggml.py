@@ -134,6 +134,41 @@ def test_any_bytes_whatever(name: str, seed: int, rows: int, blocks_in_row: int)
 
 
 @pytest.mark.parametrize("name", TYPES)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 3), share=st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+@settings(max_examples=25, deadline=None)
+def test_a_few_weights_are_read_and_replaced_as_in_the_whole(name: str, seed: int, rows: int, share: float) -> None:
+    codec = codec_for(name)
+    generator = np.random.default_rng(seed)
+    blocks = generator.integers(0, 256, (rows, 3 * codec.block_bytes), dtype=np.uint8)
+    before = blocks.copy()
+    levels = codec.decode(blocks)
+    index = np.flatnonzero(generator.random(levels.codes.shape) < share)
+    found = codec.at(blocks, index)
+    np.testing.assert_array_equal(found.codes, levels.codes.ravel()[index])
+    np.testing.assert_array_equal(bits(found.values()), bits(levels.values().ravel()[index]))
+    direction = generator.choice([-1.0, 0.0, 1.0], levels.codes.shape)
+    with np.errstate(invalid="ignore"):  # scales that are NaN
+        steps = levels.step_towards(direction).ravel()[index]
+        np.testing.assert_array_equal(bits(found.steps(direction.ravel()[index])), bits(steps))
+    fresh = levels.codes.copy()
+    fresh.ravel()[index] = generator.integers(codec.lowest, codec.highest + 1, index.size)
+    changed = codec.with_codes_at(blocks, found, fresh.ravel()[index])
+    np.testing.assert_array_equal(changed, codec.with_codes(blocks, fresh))
+    np.testing.assert_array_equal(codec.with_codes_at(blocks, found, found.codes), before)
+    np.testing.assert_array_equal(blocks, before)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_code_outside_the_range_is_refused_where_it_stands(name: str) -> None:
+    codec = codec_for(name)
+    blocks = quantize(name, rows_of("random", 256))
+    found = codec.at(blocks, np.array([5, 256 + 7]))
+    for code in (codec.lowest - 1, codec.highest + 1):
+        with pytest.raises(InputError, match=rf"{name} code {code} at row 1, column 7 is outside .* \(1 such codes\)"):
+            codec.with_codes_at(blocks, found, np.array([codec.lowest, code], np.int16))
+
+
+@pytest.mark.parametrize("name", TYPES)
 def test_every_value_is_scale_times_level_plus_offset(name: str) -> None:
     codec = codec_for(name)
     levels = codec.decode(quantize(name, rows_of("random", 512)))

@@ -29,12 +29,13 @@ def carried_codes(
     free: np.ndarray | None = None,
     survive: str = "important",
 ) -> np.ndarray:
-    edits = find_edits(levels, delta, survive=survive, must_move=None, free=free)
-    shift = (codes - levels.codes).ravel()[edits.index]
-    at = [array.ravel()[edits.index] for array in (delta, wanted)]
-    moved = carry(levels, edits, shift, *at, None if free is None else free.ravel()[edits.index])
+    index = np.flatnonzero(delta)
+    may_move = None if free is None else free.ravel()[index]
+    edits = find_edits(levels.at(index), delta.ravel()[index], survive=survive, free=may_move)
+    shift = (codes - levels.codes).ravel()[index]
+    moved = carry(edits, shift, delta.ravel()[index], wanted.ravel()[index], may_move)
     result = codes.copy()
-    result.ravel()[edits.index] += moved - shift
+    result.ravel()[index] += moved - shift
     return result
 
 

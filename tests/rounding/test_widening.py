@@ -65,8 +65,9 @@ def test_every_edit_that_is_asked_for_lands(name: str, seed: int, survive: str) 
     delta *= generator.random(weights.shape) < generator.choice([0.01, 0.1, 1.0])
     delta = delta.astype(np.float32)
     asked = np.zeros(delta.shape, bool)
-    edits = find_edits(levels, delta, survive=survive, must_move=None, free=None)
-    asked.ravel()[edits.index] = edits.asked
+    index = np.flatnonzero(delta)
+    edits = find_edits(levels.at(index), delta.ravel()[index], survive=survive)
+    asked.ravel()[index] = edits.asked
     widened, rounded, shipped = ship(codec, blocks, delta, survive)
     before, after = (dequantize(name, some, 512) for some in (blocks, shipped))
     went = (after.astype(np.float64) - before) * np.sign(delta)
@@ -94,9 +95,10 @@ def test_only_sub_blocks_that_need_it_get_another_grid(name: str) -> None:
     delta = np.where(generator.random(delta_shape) < 0.03, generator.standard_normal(delta_shape) * 1.5, 0) * step
     outmost = (levels.codes == levels.lowest) & (generator.random(delta_shape) < 0.05)
     delta = np.where(outmost, -1.5 * levels.scale_per_weight(), delta)
-    edits = find_edits(levels, delta, survive="important", must_move=None, free=None)
+    index = np.flatnonzero(delta)
+    edits = find_edits(levels.at(index), delta.ravel()[index], survive="important")
     short = np.zeros(levels.scale.shape, bool)
-    short.ravel()[edits.index[edits.saturated] // codec.sub_block] = True
+    short.ravel()[index[edits.saturated] // codec.sub_block] = True
     widened, rounded, shipped = ship(codec, blocks, delta, "important")
     assert widened is not None
     assert rounded.saturated == 0
