@@ -16,7 +16,8 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import files_of
 from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
-from gguf_forget.export.patch import RoundingOptions, edit_of, runs_of_rows
+from gguf_forget.export.patch import RoundingOptions, edit_of
+from gguf_forget.export.rows import runs_of_rows
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.facts.schema import read_facts
 from gguf_forget.facts.text import chunks

@@ -18,7 +18,8 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError
-from gguf_forget.export.patch import edit_of, runs_of_rows
+from gguf_forget.export.patch import edit_of
+from gguf_forget.export.rows import runs_of_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import quantize_rows
 from gguf_forget.llama.quantizer import plan_file

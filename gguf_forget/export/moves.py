@@ -29,7 +29,7 @@ import numpy as np
 from gguf_forget.checkpoint.stored import StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.gguf_header import Header, read_header
-from gguf_forget.export.patch import runs_of_rows
+from gguf_forget.export.rows import runs_of_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.whole_file import AT_ONCE, replaced_whole, sha256_file, sha256_of
 

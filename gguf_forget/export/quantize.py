@@ -1,7 +1,7 @@
 """Bin-aware quantization of any unlearned model: llama.cpp's own file of the original, plus the edits on its grid.
 
-llama.cpp decides which tensor gets which type. A run of rows is written as it would (:mod:`.stock_file`), and where it
-is edited, written again at once with the edit, before the file appears under its name. With no edit at all the result
+llama.cpp decides which tensor gets which type. A run of rows is made as it would (:mod:`.stock_file`), and
+written with its edit, before the file appears under its name. With no edit at all the result
 is llama.cpp's file byte for byte, with an edit it has keys of its own as well.
 """
 
@@ -23,16 +23,8 @@ from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.memory import keep_freed_memory
 from gguf_forget.export.outcome import TensorOutcome, totals
-from gguf_forget.export.patch import (
-    FLOAT_TYPES,
-    Check,
-    Mapped,
-    RoundingOptions,
-    is_edited,
-    patch_tensor,
-    read_back,
-    write_bytes,
-)
+from gguf_forget.export.patch import FLOAT_TYPES, RoundingOptions, is_edited, patch_tensor
+from gguf_forget.export.rows import Check, Mapped, read_back, write_bytes
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.export.split import groups_as_in, groups_by_size, write_split
 from gguf_forget.export.stock_file import NotOurs, Run, begin_stock, stored_run
@@ -252,10 +244,12 @@ def _written(
         progress.task(f"{file_type}: read back", len(checks)) as advance,
     ):
         on_disk = pool.submit(os.fsync, file.fileno())
-        opened = pool.submit(check_result, partial, destination, file_type, plan)
-        read_back(written, checks, destination, advance, pool.map)
-        opened.result()
-        on_disk.result()
+        try:
+            opened = pool.submit(check_result, partial, destination, file_type, plan)
+            read_back(written, checks, destination, advance, pool.map)
+            opened.result()
+        finally:
+            on_disk.result()  # a full disk explains what else was found
     return {
         "type": file_type,
         "totals": totals(outcomes),

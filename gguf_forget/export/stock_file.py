@@ -1,9 +1,9 @@
 """The stock file that edits are written into: the bytes of ``llama_model_quantize``, made by all threads at once.
 
 llama.cpp quantizes one tensor after the other, and reads, checks and writes in between with one thread. Here runs of
-rows are quantized side by side, by the same function of libggml, and each is written as soon as it is made. The types
-and the order of the tensors are those of llama.cpp's dry run. The header lies in the file first, so that a run of rows
-can be read, and written into, as soon as it is there.
+rows are quantized side by side, by the same function of libggml, for who writes them, edited or not. The types and the
+order of the tensors are those of llama.cpp's dry run. The header lies in the file first, so that each run of rows has
+its place.
 
 What is out of the ordinary is left to llama.cpp: types that may need an importance matrix, matrices and importance of
 unlike size, weights that are NaN or infinite. It then makes the file or says what is wrong. One thing differs: a string
@@ -22,7 +22,8 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor
 from gguf_forget.errors import InputError
 from gguf_forget.export.gguf_header import Header, Uint32, description, entry, read_header
-from gguf_forget.export.patch import FLOAT_TYPES, runs_of_rows
+from gguf_forget.export.patch import FLOAT_TYPES
+from gguf_forget.export.rows import runs_of_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import quantize_rows, row_bytes, valid_rows
 from gguf_forget.llama.options import QuantizeOptions, type_id

@@ -20,8 +20,9 @@ import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
 from gguf_forget.export.inputs import Pair
-from gguf_forget.export.patch import Check, edit_of, read_back, runs_of_rows, written_rows
+from gguf_forget.export.patch import edit_of
 from gguf_forget.export.quantize import ExportOptions
+from gguf_forget.export.rows import Check, read_back, runs_of_rows, written_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.llama.quantizer import quantize

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gguf_forget.grids.levels import Places
+
 _Bytes = npt.NDArray[np.uint8]
-_Places = npt.NDArray[np.intp]
+_BITS = 1 << np.arange(8)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class _Piece:
 
     first: int
     width: int
-    byte: _Places
+    byte: Places
     shift: _Bytes
 
     @property
@@ -42,7 +44,7 @@ class BitPlaces:
     block_bytes: int
     pieces: tuple[_Piece, ...]
 
-    def read(self, blocks: _Bytes, index: _Places) -> _Bytes:
+    def read(self, blocks: _Bytes, index: Places) -> _Bytes:
         """The codes' bits, uint8 [E]; blocks: contiguous, [blocks, block_bytes]."""
         flat = blocks.reshape(-1)
         codes = np.zeros(index.size, dtype=np.uint8)
@@ -50,7 +52,7 @@ class BitPlaces:
             codes |= (flat[byte] >> shift & piece.mask) << np.uint8(piece.first)
         return codes
 
-    def replace(self, blocks: _Bytes, index: _Places, before: _Bytes, after: _Bytes) -> None:
+    def replace(self, blocks: _Bytes, index: Places, before: _Bytes, after: _Bytes) -> None:
         """Write the codes ``after`` where ``before`` stand, uint8 [E]; each position at most once."""
         flat = blocks.reshape(-1)
         for piece, byte, shift in self._places(index):
@@ -58,7 +60,7 @@ class BitPlaces:
             # Several codes lie in one byte. Differences of separate fields add up without a carry, modulo 256.
             np.add.at(flat, byte, (new << shift) - (old << shift))
 
-    def _places(self, index: _Places) -> Iterator[tuple[_Piece, _Places, _Bytes]]:
+    def _places(self, index: Places) -> Iterator[tuple[_Piece, Places, _Bytes]]:
         block, weight = np.divmod(index, self.block_size)
         start = block * self.block_bytes
         for piece in self.pieces:
@@ -77,7 +79,7 @@ def find_places(pack: Callable[[_Bytes, Any], None], bits: int, block_size: int,
         weight, byte = np.nonzero(packed ^ empty)
         if not np.array_equal(weight, np.arange(block_size)):
             raise AssertionError(f"bit {bit} of a code is not one bit of its block")
-        shift = np.log2(packed[weight, byte] ^ empty[weight, byte]).astype(np.uint8)
+        shift = np.searchsorted(_BITS, packed[weight, byte] ^ empty[weight, byte]).astype(np.uint8)
         last = pieces[-1] if pieces else None
         if last and np.array_equal(byte, last.byte) and np.array_equal(shift, last.shift + np.uint8(last.width)):
             pieces[-1] = _Piece(last.first, last.width + 1, byte, last.shift)

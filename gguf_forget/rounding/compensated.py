@@ -18,7 +18,7 @@ whatever the diagonal. That is what is done without H.
 Rows are independent given H. Where each row may move a few columns of its own, the problem of that row is one of
 those columns alone (:mod:`.rows_alone`); all other rows share one order of columns and one factor.
 
-Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`.
+Shapes: rows, columns as in :mod:`gguf_forget.grids.levels`.
 """
 
 from __future__ import annotations

@@ -22,17 +22,15 @@ SURVIVE = ("all", "important", "none")
 
 @dataclass(frozen=True)
 class Edits:
-    """The edited weights of one tensor, each array [E].
+    """The edited weights of one tensor: arrays [E], and where they are, with the original's codes.
 
-    at: where they are, with the original's codes.
-    delta, scale: float64, the edit and the signed scale in weight units.
+    scale: float64, signed, in weight units.
     direction: int8, of the edit, in codes; 0 where the scale is 0.
     asked: must land at least one code away in ``direction``.
     saturated: asked, but the original's code is the last one in that direction, or all levels coincide.
     """
 
     at: LevelsAt
-    delta: npt.NDArray[np.float64]
     scale: npt.NDArray[np.float64]
     direction: npt.NDArray[np.int8]
     asked: Mask
@@ -65,4 +63,4 @@ def find_edits(
         asked &= free
     at_the_end = (direction > 0) & (at.codes >= at.highest) | (direction < 0) & (at.codes <= at.lowest)
     saturated = asked & (at_the_end | (direction == 0))
-    return Edits(at, delta.astype(np.float64), at.scale.astype(np.float64), direction, asked, saturated)
+    return Edits(at, at.scale.astype(np.float64), direction, asked, saturated)

@@ -8,7 +8,7 @@ changed, which moves the scales of its other sub-blocks a little too. All other 
 What "best" means is where a diagonal H counts (from an importance matrix or calibration data): each squared error is
 weighted by it.
 
-Shapes: rows, columns as in :mod:`gguf_forget.grids.layout`; n sub-blocks, L weights of each, S of a block.
+Shapes: rows, columns as in :mod:`gguf_forget.grids.levels`; n sub-blocks, L weights of each, S of a block.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
 from gguf_forget.errors import EvaluationError, InputError
-from gguf_forget.export import patch
+from gguf_forget.export import patch, rows
 from gguf_forget.export.inputs import opened_pair
 from gguf_forget.export.patch import RoundingOptions
 from gguf_forget.export.quantize import (
@@ -116,7 +117,7 @@ def test_errors_are_compensated_run_by_run_as_in_one_piece(
         (512, 512)
     )
     hessians = {UP: inputs[:, :256].T @ inputs[:, :256], DOWN: inputs.T @ inputs}
-    monkeypatch.setattr(patch, "WEIGHTS_AT_ONCE", 10_000)
+    monkeypatch.setattr(rows, "WEIGHTS_AT_ONCE", 10_000)
     options = ExportOptions(rounding=RoundingOptions(outside_mask=outside_mask, aim=aim), threads=2)
     document = run(original, unlearned, tmp_path / "out.gguf", "Q4_K_S", options, hessians.get)
     before, after = stored_tensors(tmp_path / "stock.gguf"), stored_tensors(tmp_path / "out.gguf")
@@ -217,32 +218,71 @@ def test_a_file_that_reads_back_otherwise_is_never_published(tmp_path: Path, mon
     unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", edited(weights))
     out = tmp_path / "out.gguf"
     out.write_bytes(b"an older file")
-    genuine = patch.write_rows
+    genuine = rows.write_rows
 
     def one_bit_wrong(descriptor: int, tensor: StoredTensor, rows: np.ndarray, content: np.ndarray) -> None:
         content = content.copy()
         content[0, 40] ^= 1 if tensor.name == UP else 0
         genuine(descriptor, tensor, rows, content)
 
-    def written_over(descriptor: int, tensor: StoredTensor, *rest: Any) -> patch.Check:
+    def written_over(descriptor: int, tensor: StoredTensor, *rest: Any) -> rows.Check:
         check = genuine_check(descriptor, tensor, *rest)
         if tensor.name == UP:
             os.pwrite(descriptor, b"\xff", tensor.offset + 40)
         return check
 
     genuine_check = patch.written_rows
-    for name, fault, found in (
-        ("write_rows", one_bit_wrong, "does not decode to the weights that were asked for"),
-        ("written_rows", written_over, "is not what was written there"),
+    for place, name, fault, found in (
+        (rows, "write_rows", one_bit_wrong, "does not decode to the weights that were asked for"),
+        (patch, "written_rows", written_over, "is not what was written there"),
     ):
         with monkeypatch.context() as faulty:
-            faulty.setattr(patch, name, fault)
+            faulty.setattr(place, name, fault)
             with pytest.raises(
                 EvaluationError, match=r"out\.gguf: blk\.0\.ffn_up\.weight \(Q4_K\), rows \d+ to \d+, " + found
             ):
                 run(original, unlearned, out, "Q4_K_M")
     assert out.read_bytes() == b"an older file"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original.gguf", "out.gguf", "unlearned.gguf"]
+
+
+def test_a_file_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = shape_weights("llama")
+    original = write_shape(tmp_path / "original.gguf", "llama", weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", edited(weights))
+    out = tmp_path / "out.gguf"
+    events: list[tuple[str, int]] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        events.append(("flushed", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def renamed(source: Path, destination: Path) -> None:
+        events.append(("renamed", os.stat(source).st_ino))
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    run(original, unlearned, out, "Q4_K_M")
+    file = out.stat().st_ino
+    assert [event for event, which in events if which == file] == ["flushed", "renamed"]
+
+
+def test_a_disk_that_is_full_when_flushed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = shape_weights("llama")
+    original = write_shape(tmp_path / "original.gguf", "llama", weights)
+    unlearned = write_shape(tmp_path / "unlearned.gguf", "llama", edited(weights))
+
+    def lost(descriptor: int) -> None:
+        os.pwrite(descriptor, bytes(1000), os.fstat(descriptor).st_size - 1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", lost)
+    with pytest.raises(InputError, match=r"out\.gguf cannot be written") as caught:
+        run(original, unlearned, tmp_path / "out.gguf", "Q4_K_M")
+    assert "No space left" in str(caught.value.cause)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_models_that_do_not_match_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.errors import InputError, LlamaError
-from gguf_forget.export import patch
+from gguf_forget.export import rows
 from gguf_forget.export.quantize import ExportOptions
 from gguf_forget.export.stock_file import NotOurs, begin_stock, stored_run
 from gguf_forget.llama.options import QuantizeOptions
@@ -30,7 +30,7 @@ def ours(original: Path, out: Path, file_type: str, options: QuantizeOptions) ->
     stock, runs = begin_stock(GgufFile(original), stored_tensors(original), out, file_type, planned, options)
     with out.open("rb+") as file, ThreadPoolExecutor(3) as pool:
         every = [run for runs_of_one in runs.values() for run in runs_of_one]
-        list(pool.map(lambda run: patch.write_bytes(file.fileno(), stored_run(run), run.place), reversed(every)))
+        list(pool.map(lambda run: rows.write_bytes(file.fileno(), stored_run(run), run.place), reversed(every)))
     for name, tensor in stored_tensors(out).items():
         seen = stock[name]
         assert (seen.type, seen.offset) == (tensor.type, tensor.offset)
@@ -48,7 +48,7 @@ def theirs(original: Path, out: Path, file_type: str, options: QuantizeOptions) 
 def test_every_type_byte_for_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_type: str, importance: bool
 ) -> None:
-    monkeypatch.setattr(patch, "WEIGHTS_AT_ONCE", 5_000)
+    monkeypatch.setattr(rows, "WEIGHTS_AT_ONCE", 5_000)
     weights = shape_weights("llama")
     weights[EXPERTS] = np.random.default_rng(5).standard_normal((3, 40, 256)).astype(np.float32)
     original = write_shape(tmp_path / "original.gguf", "llama", weights)
