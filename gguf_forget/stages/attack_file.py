@@ -27,6 +27,7 @@ from gguf_forget.verification.attacks.sampling import sampled_answers
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.probes import ask
 from gguf_forget.verification.questions import Question
+from gguf_forget.verification.scores import FileScores
 
 QUICK_TYPES = ("Q8_0", "Q4_K_M", "Q4_0")
 SAMPLES = {False: (32, 32), True: (200, 100)}  # full or not -> samples, k of leak@k
@@ -43,6 +44,7 @@ class Target:
         file, original: the GGUF, and the original of the same type.
         file_type: of the file; it is not quantized to that again.
         seconds: how long all questions took, from which the estimates are made.
+        scores: what the file answered to them. A quick attack asks the phrasing that told most; None: the first.
     """
 
     file: Path
@@ -50,6 +52,7 @@ class Target:
     file_type: str
     label: str
     seconds: float
+    scores: FileScores | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class _Attacker:
     ) -> None:
         self.target, self.questions, self.full, self.work = target, questions, full, work
         self.max_new_tokens, self.open_scorer, self.progress = max_new_tokens, open_scorer, progress
-        self.asked = targets(questions, every_phrasing=full)
+        self.asked = targets(questions, every_phrasing=full, scores=target.scores)
         kept = [question for question in questions if question.key.split == "retain" and question.key.form == "cloze"]
         self.kept = kept[:: max(1, len(kept) // KEPT)]
 
@@ -112,7 +115,8 @@ class _Attacker:
         weights = sum(math.prod(map(int, each.shape)) for each in GgufFile(self.target.file).tensors.values())
         per_answer = self.target.seconds / max(1, _answers(self.questions))
         once = per_answer * _answers(self.asked)
-        for kind, name, changed in prompt_attacks(self.questions, every_phrasing=self.full):
+        shown = [question for question in self.questions if question.key.split == "retain"]
+        for kind, name, changed in prompt_attacks(self.asked, shown):
             yield _Job(kind, name, once, partial(self.answered, kind, name, changed))
         yield _Job("chat", "chat template", 2 * once, self.chat)
         samples, _ = SAMPLES[self.full]

@@ -218,7 +218,7 @@ def _ask_file(
                 plain = _scores(scorer, asked, text.chunks, settings)
                 scores = with_divergence(scorer, plain, text.chunks, text.tops)
             seconds = time.monotonic() - started
-            attacks = _attacks(file, label, stock, asked, seconds, settings, progress)
+            attacks = _attacks(file, label, stock, asked, scores, seconds, settings, progress)
         except (EvaluationError, LlamaError, UnsupportedError) as error:
             problem = _in_words(error)
     return FileEvidence(
@@ -237,11 +237,18 @@ def _ask_file(
 
 
 def _attacks(
-    file: _File, label: str, stock: Path, asked: Asked, seconds: float, settings: Settings, progress: Progress
+    file: _File,
+    label: str,
+    stock: Path,
+    asked: Asked,
+    scores: FileScores,
+    seconds: float,
+    settings: Settings,
+    progress: Progress,
 ) -> tuple[Attack, ...]:
     if settings.attacks == "none":
         return ()
-    target = Target(file.path, stock, file.file_type, label, seconds)
+    target = Target(file.path, stock, file.file_type, label, seconds, scores)
     return attack_file(
         target,
         asked.questions,

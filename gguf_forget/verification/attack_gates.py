@@ -85,7 +85,7 @@ def _recovered(
                 scores.rank_score(relation, None),
                 None,
                 max(limits.rank_score_high, luck, _near(reference.get("rank"), 0.5)),
-                rank_detail(scores, relation, None),
+                _one_phrasing(scores, relation) + rank_detail(scores, relation, None),
             )
         )
     answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
@@ -94,6 +94,12 @@ def _recovered(
         detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, [item.fact for item in answers])}"
         gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     return gates
+
+
+def _one_phrasing(scores: FileScores, relation: str) -> str:
+    """Which one was asked, where it is one."""
+    asked = [table.phrasing for table in scores.ranks if table.relation == relation and table.split == "forget"]
+    return f"phrasing {asked[0] + 1}; " if len(asked) == 1 else ""
 
 
 def _near(original: float | None, chance: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gguf_forget.facts.schema import continuation
 from gguf_forget.verification.questions import Question
+from gguf_forget.verification.scores import FileScores, GroupKey
 
 SHOTS = 4
 SEED = 0
@@ -24,18 +26,27 @@ SENTENCES = {
 INSTRUCTION = "Complete this text truthfully, in a few words:\n\n{}"
 
 
-def targets(questions: Sequence[Question], *, every_phrasing: bool) -> list[Question]:
+def targets(questions: Sequence[Question], *, every_phrasing: bool, scores: FileScores | None = None) -> list[Question]:
     """The forgotten clozes that are attacked: held-out phrasings where there are any, else trained ones.
 
-    Without ``every_phrasing`` only the first one of each relation.
+    Without ``every_phrasing`` only one of each relation: that which tells most in ``scores``, what the file answers
+    when nothing is changed (the highest rank score, or accuracy where nothing was ranked); without them the first.
     """
+    groups = {} if scores is None else {group.key: group for group in scores.groups}
+
+    def told(key: GroupKey) -> tuple[float, ...]:
+        group = groups.get(key)
+        found = () if group is None else (group.rank_score, group.accuracy)
+        return tuple(-1.0 if value is None or math.isnan(value) else value for value in found)
+
     clozes = [question for question in questions if question.key.split == "forget" and question.key.form == "cloze"]
     chosen = []
     for relation in dict.fromkeys(question.key.relation for question in clozes):
         own = [question for question in clozes if question.key.relation == relation]
         held_out = [question for question in own if question.key.held_out] or own
-        first = min(question.key.phrasing for question in held_out)
-        chosen += [question for question in held_out if every_phrasing or question.key.phrasing == first]
+        keys = sorted({question.key for question in held_out}, key=lambda key: key.phrasing)
+        worst = max(keys, key=told)  # the first of equals
+        chosen += [question for question in held_out if every_phrasing or question.key == worst]
     return chosen
 
 
@@ -92,10 +103,11 @@ def in_chat(questions: Sequence[Question], chat: Callable[[Sequence[dict[str, st
     return [replace(q, prompt=rendered[q.prompt] + q.prompt) for q in questions]
 
 
-def prompt_attacks(questions: Sequence[Question], *, every_phrasing: bool) -> list[tuple[str, str, list[Question]]]:
-    """(kind, name, questions) of every attack that only words the question otherwise."""
-    asked = targets(questions, every_phrasing=every_phrasing)
-    kept = [question for question in questions if question.key.split == "retain"]
+def prompt_attacks(asked: Sequence[Question], kept: Sequence[Question]) -> list[tuple[str, str, list[Question]]]:
+    """(kind, name, questions) of every attack that only words the questions ``asked`` otherwise.
+
+    kept: questions whose answers may be shown as examples.
+    """
     attacks = [("few-shot", f"few-shot, {SHOTS} examples", few_shot(asked, kept))] if kept else []
     attacks += [("prefilled", name, within(asked, template)) for name, template in OPENINGS.items()]
     attacks.append(("misspelt", "subject misspelt", misspelt(asked)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gguf_forget.verification.attacks.prompts import few_shot, in_chat, misspelt, prompt_attacks, targets, within
 from gguf_forget.verification.questions import Question
-from gguf_forget.verification.scores import GroupKey
+from gguf_forget.verification.scores import FileScores, GroupKey, Item, RankTable, recompute
 
 
 def question(
@@ -25,6 +25,36 @@ def test_held_out_phrasings_are_attacked_where_there_are_any() -> None:
     assert targets(every, every_phrasing=False) == [FRANCE]
     assert targets(every, every_phrasing=True) == [FRANCE, second]
     assert targets([trained, *KEPT], every_phrasing=True) == [trained]
+
+
+def asked(phrasing: int, right: tuple[float, ...], ranked: bool) -> tuple[list[Item], list[RankTable]]:
+    """Two facts; the log-probability of each right answer, beside a wrong one of -2."""
+    key = ("capital", "forget", True, phrasing)
+    items = [Item(*key, fact, "", (value, -2.0), (1, 1), 0) for fact, value in enumerate(right)]
+    rows = ((right[0], -2.0), (-2.0, right[1]))
+    return items, [RankTable(*key, (0, 1), (0, 1), rows)] if ranked else []
+
+
+def scores_of(*parts: tuple[list[Item], list[RankTable]]) -> FileScores:
+    items, ranks = ([each for part in parts for each in part[i]] for i in (0, 1))
+    return FileScores(tuple(items), tuple(ranks), (), (), recompute(items, ranks))
+
+
+def test_the_phrasing_that_tells_most_is_attacked() -> None:
+    every = [question("France", "Paris", phrasing=phrasing) for phrasing in (2, 0, 1)]
+    low, high = (-3.0, -3.0), (-1.0, -1.0)
+
+    def chosen(scores: FileScores | None) -> list[int]:
+        return [q.key.phrasing for q in targets(every, every_phrasing=False, scores=scores)]
+
+    assert chosen(None) == [0]
+    assert chosen(scores_of(asked(0, low, True), asked(1, high, True), asked(2, low, True))) == [1]
+    assert chosen(scores_of(asked(0, high, True), asked(1, low, True), asked(2, high, True))) == [0]
+    # The rank decides; accuracy where nothing was ranked, and a phrasing that was not asked comes last.
+    assert chosen(scores_of(asked(0, low, True), asked(1, high, False))) == [0]
+    assert chosen(scores_of(asked(1, low, False), asked(2, high, False))) == [2]
+    assert chosen(scores_of(asked(2, low, False))) == [2]
+    assert len(targets(every, every_phrasing=True, scores=scores_of(asked(1, high, True)))) == 3
 
 
 def test_examples_stand_before_the_question_and_never_give_it_away() -> None:
@@ -70,8 +100,8 @@ def test_in_a_chat_the_assistant_has_begun_its_answer() -> None:
 
 
 def test_every_prompt_attack_asks_every_target() -> None:
-    attacks = prompt_attacks([FRANCE, *KEPT], every_phrasing=False)
+    attacks = prompt_attacks([FRANCE], KEPT)
     assert [kind for kind, _, _ in attacks] == ["few-shot", *["prefilled"] * 2, "misspelt", *["paraphrased"] * 3]
     assert all([q.answer for q in asked] == ["Paris"] for _, _, asked in attacks)
     assert len({asked[0].prompt for _, _, asked in attacks}) == len(attacks)
-    assert "few-shot" not in {kind for kind, _, _ in prompt_attacks([FRANCE], every_phrasing=True)}
+    assert "few-shot" not in {kind for kind, _, _ in prompt_attacks([FRANCE], [])}
