@@ -1,8 +1,8 @@
 """Bin-aware quantization of any unlearned model: llama.cpp's own file of the original, plus the edits on its grid.
 
-llama.cpp decides which tensor gets which type. A run of rows is made as it would (:mod:`.stock_file`), and
-written with its edit, before the file appears under its name. With no edit at all the result
-is llama.cpp's file byte for byte, with an edit it has keys of its own as well.
+llama.cpp decides which tensor gets which type. A run of rows is made as it would (:mod:`.stock_file`), and written with
+its edit, before the file appears under its name. With no edit at all the result is llama.cpp's file byte for byte, with
+an edit it has keys of its own as well.
 """
 
 from __future__ import annotations
