@@ -11,14 +11,16 @@ made without any knowledge of a grid, stands for a model that another tool unlea
 - carried: `gguf-forget quantize`, no option,
 - calibrated: `gguf-forget quantize --calibration RUN/facts.jsonl --calibration TEXT`,
 - calibrated, not carried: the same with `--no-carry`,
+- fitted: `gguf-forget quantize --fit RUN/facts.jsonl --fit TEXT`,
 - noise: not at all, but with normal noise of the variance that llama.cpp's rounding has in every block (in F32, mean of
   three draws): what the type's coarseness does by itself when every edit arrives,
 
 and asked through llama.cpp: the forgotten capitals on three of the phrasings that NPO was trained on (4-way accuracy,
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
 documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
-mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. Also given: the
-original in the same type, and how much of the edit arrived in the file's weights.
+mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. "held out" is the same
+on phrasings that neither NPO nor fitting saw. Also given: the original in the same type, and how much of the edit
+arrived in the file's weights.
 
 A file is removed once it is scored. Exit codes: 0 measured, 2 a wrong argument or run.
 """
@@ -50,9 +52,9 @@ from gguf_forget.stages.verify import score
 from gguf_forget.verification.scores import FileScores, Item
 
 TYPES = ("Q4_0", "Q4_K_M")
-SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated", "noise")
+SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated", "fitted", "noise")
 DRAWS = 3  # of noise
-HEADER = ["type", "rounding", "4-way", "log p", "gap", "retain", "perplexity", "arrives"]
+HEADER = ["type", "rounding", "4-way", "log p", "gap", "held out", "retain", "perplexity", "arrives"]
 
 
 def _arguments() -> argparse.Namespace:
@@ -74,18 +76,20 @@ def _ours(original: Path, unlearned: Path, out: Path, kind: str, options: Sequen
     return document
 
 
-def _asked(scores: FileScores) -> list[Item]:
-    """The forgotten capitals on the phrasings that were trained on."""
+def _asked(scores: FileScores, *, held_out: bool = False) -> list[Item]:
+    """The forgotten capitals on the phrasings that were trained on, or on those that were not."""
     return [
-        item for item in scores.items if item.split == "forget" and item.relation == "capital" and not item.held_out
+        item
+        for item in scores.items
+        if item.split == "forget" and item.relation == "capital" and item.held_out == held_out
     ]
 
 
-def _gaps(scores: FileScores, reference: FileScores) -> dict[int, float]:
+def _gaps(scores: FileScores, reference: FileScores, *, held_out: bool) -> dict[int, float]:
     """By fact, how much more probable the answer is than in ``reference``, in nats."""
-    before = {(item.fact, item.phrasing): item.answer_log_probability for item in _asked(reference)}
+    before = {(item.fact, item.phrasing): item.answer_log_probability for item in _asked(reference, held_out=held_out)}
     by_fact: dict[int, list[float]] = {}
-    for item in _asked(scores):
+    for item in _asked(scores, held_out=held_out):
         by_fact.setdefault(item.fact, []).append(item.answer_log_probability - before[item.fact, item.phrasing])
     return {fact: mean(values) for fact, values in by_fact.items()}
 
@@ -102,11 +106,12 @@ def _figures(files: Sequence[FileScores], reference: FileScores | None) -> dict[
         "facts": len({item.fact for item in forget}),
     }
     if reference is not None:
-        found = [_gaps(scores, reference) for scores in files]
-        gaps = np.array([mean(each[fact] for each in found) for fact in found[0]])
-        figures["gap"] = float(gaps.mean())
-        figures["gap_standard_error"] = float(gaps.std(ddof=1) / len(gaps) ** 0.5)
-        figures["gap_of_each_file"] = [mean(each.values()) for each in found]
+        for name, held_out in (("gap", False), ("held_out_gap", True)):
+            found = [_gaps(scores, reference, held_out=held_out) for scores in files]
+            gaps = np.array([mean(each[fact] for each in found) for fact in found[0]])
+            figures[name] = float(gaps.mean())
+            figures[f"{name}_standard_error"] = float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+            figures[f"{name}_of_each_file"] = [mean(each.values()) for each in found]
     return figures
 
 
@@ -145,6 +150,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
             [],
             [*calibration, "--no-carry"],
             calibration,
+            ["--fit", str(facts), "--fit", str(text)],
             None,
         )
         for side, how in zip(SIDES, ways, strict=True):
@@ -176,14 +182,17 @@ def _noisy(unlearned: Path, file: Path, kind: str, options: QuantizeOptions) -> 
 
 
 def _row(row: dict[str, Any]) -> list[str]:
-    gap = f"{row['gap']:+.1f} ± {row['gap_standard_error']:.1f}" if "gap" in row else ""
+    gaps = [
+        f"{row[name]:+.1f} ± {row[f'{name}_standard_error']:.1f}" if name in row else ""
+        for name in ("gap", "held_out_gap")
+    ]
     arrives = f"{row['arrives']:.1%}" if row.get("arrives") is not None else ""
     return [
         row["type"],
         row["rounding"],
         f"{row['accuracy']:.3f}",
         f"{row['answer_log_probability']:.1f}",
-        gap,
+        *gaps,
         f"{row['retain_accuracy']:.3f}",
         f"{row['perplexity']:.2f}",
         arrives,

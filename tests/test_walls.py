@@ -20,6 +20,7 @@ ORGANS = (
     "demo",
     "export",
     "facts",
+    "fitting",
     "grids",
     "llama",
     "report",
@@ -27,7 +28,7 @@ ORGANS = (
     "unlearning",
     "verification",
 )
-PLAIN_ORGANS = ("circuit", "grids", "rounding", "unlearning", "verification")
+PLAIN_ORGANS = ("circuit", "fitting", "grids", "rounding", "unlearning", "verification")
 
 
 def imported(source: str, package: str) -> Iterator[tuple[int, str]]:

@@ -86,6 +86,16 @@ class TensorType(click.ParamType):
     show_default=True,
     help="With --calibration: whether weights without an edit keep their codes or may make good the errors of others.",
 )
+@click.option(
+    "--fit",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Facts as JSONL, and text: each edited weight takes that one of the two levels beside it with which forgotten "
+    "facts are answered as by UNLEARNED, all else as by ORIGINAL. Needs torch, memory for both models, minutes.",
+)
+@click.option(
+    "--fit-steps", type=click.IntRange(1), default=40, show_default=True, help="Batches of 74 prompts that --fit takes."
+)
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
 @click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
@@ -118,6 +128,8 @@ def quantize(
     saturated: str,
     calibration: tuple[Path, ...],
     outside_mask: str,
+    fit: tuple[Path, ...],
+    fit_steps: int,
     split_max_size: str | None,
     keep_split: bool,
     no_provenance: bool,
@@ -182,6 +194,8 @@ def quantize(
             llama_cpp=llama_cpp,
             twin=twin,
             evidence=evidence,
+            fit=fit,
+            fit_steps=fit_steps,
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -218,6 +232,8 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             )
             if counts["arrived_share"] is not None:
                 click.echo(f"  {counts['arrived_share']:.1%} of the edit arrives: shipped less stock weights, along it")
+            if "fit" in file:
+                _print_fit(file["fit"])
             if counts["widened"]:
                 click.echo(
                     f"  {counts['widened']:,} sub-blocks got a wider grid, "
@@ -234,6 +250,22 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
     if "evidence" in document:
         click.echo(f"evidence in {document['evidence']}")
+
+
+def _print_fit(fit: dict[str, Any]) -> None:
+    for when in ("before", "after"):
+        found = fit[when]
+        click.echo(
+            f"  {when} fitting: forgotten answers {found['gap']:+.2f} nats from the unlearned model's, kept ones "
+            f"{found['retain']:.3f} and text {found['text']:.3f} nats from the original's"
+        )
+    click.echo(
+        f"  {fit['moved']:,} codes were chosen otherwise"
+        if fit["better"]
+        else "  that is no better: all codes stay as they were rounded"
+    )
+    if fit["without"]:
+        click.echo(f"  not fitted: {', '.join(fit['without'])}")
 
 
 @click.command(short_help="Show what differs between two GGUFs, code by code.")

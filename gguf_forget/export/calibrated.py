@@ -69,13 +69,14 @@ def read_sequences(files: Sequence[Path], tokenize: Tokenize) -> list[list[int]]
             drawn = random.Random(0).sample(examples, min(PROMPTS, len(examples)))
             sequences += [list(example.tokens) for example in drawn]
         else:
-            sequences += _text_sequences(file, tokenize)
+            sequences += text_sequences(file, tokenize)
     if files and not sequences:
         raise InputError(f"calibration file {files[0]} holds no fact", hint="give facts or text, one file at least")
     return sequences
 
 
-def _text_sequences(file: Path, tokenize: Tokenize) -> list[list[int]]:
+def text_sequences(file: Path, tokenize: Tokenize) -> list[list[int]]:
+    """Up to ``CHUNKS`` stretches of a text, see :func:`read_sequences`."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(TEXT_BYTES)
@@ -129,11 +130,11 @@ def plan_calibration(
         tensors=len(columns),
         memory=4 * weights + max(layers.values(), default=0),
         disk=4 * sum(squares.values()),
-        seconds=round(2 * tokens * (weights + sum(squares.values())) / _operations_per_second()),
+        seconds=round(2 * tokens * (weights + sum(squares.values())) / operations_per_second()),
     )
 
 
-def _operations_per_second() -> float:
+def operations_per_second() -> float:
     """Of multiplying float32 matrices here and now."""
     import torch
 
@@ -142,6 +143,15 @@ def _operations_per_second() -> float:
     start = time.perf_counter()
     torch.mm(matrix, matrix)
     return 2 * 512**3 / max(time.perf_counter() - start, 1e-6)
+
+
+def one_file(model: Path, scratch: Path) -> Path:
+    """``model`` as transformers can read it: of a split GGUF a whole one in ``scratch``, else as it is."""
+    if not model.is_file() or len(files_of(model)) == 1:
+        return model
+    whole = scratch / "whole.gguf"
+    quantize(model, whole, "F32", allow_requantize=True)
+    return whole
 
 
 @contextmanager
@@ -162,10 +172,7 @@ def calibrated(
 
     kind = GgufFile(pair.unlearned).text("general.architecture")
     with scratch_directory(work) as scratch:
-        source = unlearned
-        if unlearned.is_file() and len(files_of(unlearned)) > 1:
-            source = scratch / "whole.gguf"  # transformers reads one file
-            quantize(unlearned, source, "F32", allow_requantize=True)
+        source = one_file(unlearned, scratch)
         model = open_model(source)
         steps = model.config.num_hidden_layers + 1
         with progress.task("calibration of the rounding", steps) as advance:

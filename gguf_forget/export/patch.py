@@ -18,6 +18,7 @@ from gguf_forget.rounding import (
     Feedback,
     StepHistogram,
     Widened,
+    as_rounded,
     columns_to_decide,
     feedback_for,
     find_edits,
@@ -108,6 +109,7 @@ def patch_tensor(
     hessian: np.ndarray | None,
     importance: np.ndarray | None,
     stored: Callable[[int], np.ndarray] | None = None,
+    codes: np.ndarray | None = None,
     mapped: Mapped = map,
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
@@ -115,7 +117,8 @@ def patch_tensor(
     hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; a type without a codec
     needs it, whose rows are quantized anew as llama.cpp would, and without a Hessian it is the diagonal of one, which
     counts where a grid is widened. stored: gives the stock bytes of the run of rows that begins at a row, where these
-    are not in the file yet; then they are written too. mapped: ``map``, or an executor's.
+    are not in the file yet; then they are written too. codes: int16 [rows, columns], what to write if it was chosen
+    before (:mod:`gguf_forget.fitting`); the counts are as for any other. mapped: ``map``, or an executor's.
     """
     codec = CODECS.get(stock.type)
     feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
@@ -144,10 +147,11 @@ def patch_tensor(
             wider = None
             if options.saturated == "widen":
                 wider = widen(codec, blocks, delta, survive=options.survive, importance=counts)
+            chosen = None if codes is None else codes[start + touched]
             if feedback is None and wider is None:
-                new, values, done = _each_alone(codec, blocks, index, delta, aimed, options)
+                new, values, done = _each_alone(codec, blocks, index, delta, aimed, options, chosen)
             else:
-                new, values, done = _together(codec, blocks, index, delta, aimed, feedback, wider, options)
+                new, values, done = _together(codec, blocks, index, delta, aimed, feedback, wider, options, chosen)
         done.check = written_rows(descriptor, stock, start + touched, new, values)
         return done
 
@@ -197,15 +201,19 @@ def _each_alone(
     delta: np.ndarray,
     weights: np.ndarray | None,
     options: RoundingOptions,
+    chosen: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
     """New bytes [rows, bytes per row] and what they decode to; nothing but the edited weights is looked at.
 
     index: flat positions where ``delta`` [rows, columns] is not 0. weights: [rows, columns], where those are aimed at.
+    chosen: codes [rows, columns], where there is nothing left to choose.
     """
     present, change = codec.at(blocks, index), delta.ravel()[index]
     before = present.values()
     edits = find_edits(present, change, survive=options.survive)
-    if weights is None:
+    if chosen is not None:
+        went = chosen.ravel()[index] - present.codes
+    elif weights is None:
         went = round_each(edits, change)
     else:
         went = round_each(edits, weights.ravel()[index] - before, carried=change if options.carry else None)
@@ -236,6 +244,7 @@ def _together(
     feedback: Feedback | None,
     wider: Widened | None,
     options: RoundingOptions,
+    chosen: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, _Part]:
     """As :func:`_each_alone`, but with weights tied to each other by ``feedback``, or moved to ``wider`` grids."""
     edited = delta != 0
@@ -246,20 +255,24 @@ def _together(
     levels = codec.decode(target)
     present, change = levels.at(index) if wider is None else codec.at(blocks, index), delta.ravel()[index]
     before = present.values()
-    wanted = towards
-    if weights is not None:
-        wanted = towards.copy()
-        wanted.ravel()[index] = weights.ravel()[index] - levels.at(index).values()
-    rounded = round_edit(
-        levels,
-        towards,
-        wanted=wanted,
-        hessian=feedback,
-        free=edited if feedback is not None and options.outside_mask == "frozen" else None,
-        must_move=must_move,
-        survive=options.survive,
-        carried=np.where(edited, towards, 0) if options.carry and weights is not None else None,
-    )
+    free = edited if feedback is not None and options.outside_mask == "frozen" else None
+    if chosen is not None:
+        rounded = as_rounded(levels, towards, chosen, must_move=must_move, survive=options.survive, free=free)
+    else:
+        wanted = towards
+        if weights is not None:
+            wanted = towards.copy()
+            wanted.ravel()[index] = weights.ravel()[index] - levels.at(index).values()
+        rounded = round_edit(
+            levels,
+            towards,
+            wanted=wanted,
+            hessian=feedback,
+            free=free,
+            must_move=must_move,
+            survive=options.survive,
+            carried=np.where(edited, towards, 0) if options.carry and weights is not None else None,
+        )
     # Codes that did not move must decode to the very weights of the stock file.
     values = dequantize_rows(codec.name, target, delta.shape[1])
     values.ravel()[rounded.moved_at] = replace(levels, codes=rounded.codes).at(rounded.moved_at).values()

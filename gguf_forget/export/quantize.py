@@ -34,6 +34,8 @@ from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quant
 from gguf_forget.progress import Progress
 
 Hessians = Callable[[str], np.ndarray | None]
+Fitter = Callable[[Path, str], tuple[Mapping[str, np.ndarray], dict[str, Any]]]
+"""A rounded file and its type to codes (int16 [rows, columns]) of some tensors, and what to say of them."""
 SMALL = 4 << 20  # weights
 RUNS_AT_ONCE = 8  # a task; one each would be tens of thousands for a large model
 
@@ -132,12 +134,14 @@ def export_types(
     options: ExportOptions,
     progress: Progress,
     hessians: Hessians = lambda name: None,
+    fitter: Fitter | None = None,
 ) -> list[dict[str, Any]]:
     """Write a file for every type (type to file, in one directory), and say what became of every edit in each.
 
     Nothing appears before all files are finished and read back; then each is renamed into place. Whatever happens
     before, every destination is as it was, and at any moment each is the old file or the new one.
     hessians: tensor name to Σ x·xᵀ [columns, columns], None for the nearest code.
+    fitter: chooses codes anew once a file is rounded, and adds to what is said of it.
 
     Raises InputError for weights that are NaN or infinite, or a full disk, LlamaError where llama.cpp refuses,
     EvaluationError where a file does not decode to what was asked for.
@@ -149,7 +153,7 @@ def export_types(
         for file_type, destination in destinations.items():
             partial = scratch / destination.name
             try:
-                document = _written(partial, pair, planned, file_type, destination, options, progress, hessians)
+                document = _written(partial, pair, planned, file_type, destination, options, progress, hessians, fitter)
             except OSError as error:
                 raise InputError(
                     f"{destination} cannot be written",
@@ -211,6 +215,7 @@ def _written(
     options: ExportOptions,
     progress: Progress,
     hessians: Hessians,
+    fitter: Fitter | None,
 ) -> dict[str, Any]:
     """Write and check one whole file at ``partial``; ``destination`` is what messages call it."""
     quantize_options = options.quantize
@@ -218,26 +223,36 @@ def _written(
         keys = {**options.metadata, "gguf_forget.type": file_type}
         quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
     plan = planned.files[file_type]  # keys do not change it
-    try:
-        written, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
-        outcomes, checks = _filled(partial, written, runs, pair, planned, file_type, options, progress, hessians)
-    except NotOurs:
-        if partial.exists():
-            os.truncate(partial, 0)  # its blocks are free even while a view of it is left
-        with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
-            quantize(
-                pair.original,
-                partial,
-                file_type,
-                threads=options.threads,
-                allow_requantize=True,
-                options=quantize_options,
-                durable=False,
-                planned=plan,
-            )
-            advance(1)
-        written = stored_tensors(partial)  # views of the file, as above: they show what is written into it later
-        outcomes, checks = _filled(partial, written, {}, pair, planned, file_type, options, progress, hessians)
+
+    def rounded(codes: Mapping[str, np.ndarray]) -> tuple[Mapping[str, StoredTensor], list[TensorOutcome], list[Check]]:
+        filled = partial, pair, planned, file_type, options, progress, hessians, codes
+        try:
+            tensors, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
+            return tensors, *_filled(tensors, runs, *filled)
+        except NotOurs:
+            if partial.exists():
+                os.truncate(partial, 0)  # its blocks are free even while a view of it is left
+            with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
+                quantize(
+                    pair.original,
+                    partial,
+                    file_type,
+                    threads=options.threads,
+                    allow_requantize=True,
+                    options=quantize_options,
+                    durable=False,
+                    planned=plan,
+                )
+                advance(1)
+            tensors = stored_tensors(partial)  # views of the file, as above: they show what is written into it later
+            return tensors, *_filled(tensors, {}, *filled)
+
+    written, outcomes, checks = rounded({})
+    more: dict[str, Any] = {}
+    if fitter is not None:
+        codes, more["fit"] = fitter(partial, file_type)
+        if codes:
+            written, outcomes, checks = rounded(codes)
     with (
         partial.open("rb+") as file,
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
@@ -255,21 +270,25 @@ def _written(
         "totals": totals(outcomes),
         "not_protected": [outcome.tensor for outcome in outcomes if not outcome.protected],
         "tensors": [outcome.to_json() for outcome in outcomes],
+        **more,
     }
 
 
 def _filled(
-    partial: Path,
     stock: Mapping[str, StoredTensor],
     runs: Mapping[str, Sequence[Run]],
+    partial: Path,
     pair: Pair,
     planned: Planned,
     file_type: str,
     options: ExportOptions,
     progress: Progress,
     hessians: Hessians,
+    codes: Mapping[str, np.ndarray],
 ) -> tuple[list[TensorOutcome], list[Check]]:
     """Write into the file at ``partial`` the ``runs`` of rows that it lacks, and into these at once the edits.
+
+    codes: of tensors for which nothing is left to choose.
 
     Raises NotOurs for a run that is llama.cpp's to make.
     """
@@ -309,6 +328,7 @@ def _filled(
                 hessian=hessians(name) if stock[name].type in CODECS else None,
                 importance=importance.get(name),
                 stored=(lambda start: stored(lacking[start])) if lacking else None,
+                codes=codes.get(name),
                 mapped=mapped,
             )
 

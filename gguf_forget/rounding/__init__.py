@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguf_forget.rounding.compensated import Rounded, round_each, round_edit
+from gguf_forget.rounding.compensated import Rounded, as_rounded, round_each, round_edit
 from gguf_forget.rounding.edits import SURVIVE, find_edits
 from gguf_forget.rounding.feedback import Feedback, columns_to_decide, feedback_for
 from gguf_forget.rounding.histogram import StepHistogram
@@ -18,6 +18,7 @@ __all__ = [
     "Survival",
     "UpdateToStep",
     "Widened",
+    "as_rounded",
     "columns_to_decide",
     "feedback_for",
     "find_edits",

@@ -119,6 +119,33 @@ def round_edit(
         went, by_compensation = round_each(edits, change_at, free=may_move, carried=carried_at), 0
         codes, moved_at = np.array(levels.codes, order="C"), index[went != 0]
         codes.ravel()[index] += went
+    return _counted(edits, codes, went, moved_at, by_compensation)
+
+
+def as_rounded(
+    levels: Levels,
+    delta: npt.NDArray[Any],
+    codes: Codes,
+    *,
+    survive: str = "important",
+    must_move: Mask | None = None,
+    free: Mask | None = None,
+) -> Rounded:
+    """What :func:`round_edit` would say of ``codes`` [rows, columns] that something else chose."""
+    index = np.flatnonzero(delta != 0)
+    edits = find_edits(
+        levels.at(index),
+        delta.ravel()[index],
+        survive=survive,
+        must_move=_at(must_move, index),
+        free=_at(free, index),
+    )
+    shift = codes - levels.codes
+    went, moved_at = shift.ravel()[index], np.flatnonzero(shift)
+    return _counted(edits, codes, went, moved_at, len(moved_at) - int(np.count_nonzero(went)))
+
+
+def _counted(edits: Edits, codes: Codes, went: Codes, moved_at: npt.NDArray[np.intp], by_compensation: int) -> Rounded:
     return Rounded(
         codes=codes,
         asked=int(edits.asked.sum()),

@@ -27,6 +27,7 @@ from gguf_forget.export.quantize import (
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
+from gguf_forget.stages.fit import STEPS, FitData, fitter, plan_fit, read_fit_data
 from gguf_forget.whole_file import sha256_file
 
 
@@ -35,7 +36,8 @@ class QuantizeJob:
     """calibration: files of facts (``.jsonl``) or text; none rounds every weight by itself. provenance: whether a file
     that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used. twin: F16 or BF16
     also writes a twin of every file (:mod:`gguf_forget.export.twin`). evidence: the folder of
-    :mod:`gguf_forget.stages.export_evidence`.
+    :mod:`gguf_forget.stages.export_evidence`. fit: files of facts and text whose answers the codes are fitted to in
+    ``fit_steps`` steps (:mod:`gguf_forget.stages.fit`); none leaves them as they are rounded.
     """
 
     original: Path
@@ -48,6 +50,8 @@ class QuantizeJob:
     llama_cpp: Path | None = None
     twin: str | None = None
     evidence: Path | None = None
+    fit: Sequence[Path] = field(default=())
+    fit_steps: int = STEPS
 
     def twins(self) -> dict[str, Path]:
         """File type to the twin of its file; nothing where none is asked for."""
@@ -63,6 +67,12 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
         raise InputError(
             "--outside-mask compensate without calibration data: nothing says which weights could make good an error",
             hint="give --calibration FILE (text, or facts as JSONL), or leave --outside-mask at frozen",
+        )
+    if job.fit and (job.options.rounding.aim != "weights" or job.options.rounding.saturated != "count"):
+        raise InputError(
+            f"--fit with --aim {job.options.rounding.aim} and --saturated {job.options.rounding.saturated}: only with "
+            "weights and count every weight has two levels to choose from",
+            hint="leave out --fit, or those two options",
         )
     split = bool(job.options.split_bytes or job.options.keep_split)
     for option, asked in (("--twin", job.twin), ("--evidence", job.evidence)):
@@ -87,6 +97,8 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             "edited_tensors": list(planned.edited),
         }
         sequences, columns, disk = _calibration(job, pair, planned, document, progress)
+        data = _fit_data(job, document, progress)
+        disk += document["fit"]["disk"] if data is not None else 0
         if dry_run:
             document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
             return document
@@ -101,9 +113,24 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             moments = stack.enter_context(calibrated(pair, job.unlearned, sequences, columns, work, progress))
             document["calibration"]["without"] = [name for name in columns if name not in moments]
             hessians = moments
+        fit = None
+        if data is not None:
+            fit = stack.enter_context(
+                fitter(
+                    pair,
+                    job.original,
+                    job.unlearned,
+                    data,
+                    job.options.rounding,
+                    work,
+                    progress,
+                    steps=job.fit_steps,
+                    threads=job.options.threads,
+                )
+            )
         digests = _digests(job, progress) if job.provenance or job.evidence is not None else {}
         options = replace(job.options, metadata=_provenance(job, document, digests) if job.provenance else {})
-        document["files"] = export_types(pair, planned, job.files, options, progress, hessians)
+        document["files"] = export_types(pair, planned, job.files, options, progress, hessians, fit)
         for file, (kind, path) in zip(document["files"], job.twins().items(), strict=False):
             file["twin"] = export_twin(pair, planned.edited, job.files[kind], path, str(job.twin), options, progress)
         if job.evidence is not None:
@@ -130,6 +157,21 @@ def _calibration(
     return sequences, columns, plan.disk
 
 
+def _fit_data(job: QuantizeJob, document: dict[str, Any], progress: Progress) -> FitData | None:
+    if not job.fit or not document["edited_tensors"]:
+        return None
+    from gguf_forget.checkpoint.open import open_tokenizer
+
+    data = read_fit_data(job.fit, open_tokenizer(job.original))
+    plan = plan_fit(job.original, data, job.fit_steps)
+    document["fit"] = {"files": [str(file) for file in job.fit], **plan}
+    progress.note(
+        f"fitting to {plan['forget']:,} prompts to forget and {plan['retain']:,} to keep: about "
+        f"{plan['memory'] / 1e9:.1f} GB of memory, {max(1, round(plan['seconds'] / 60))} min for each type"
+    )
+    return data
+
+
 def _digests(job: QuantizeJob, progress: Progress) -> dict[str, str]:
     progress.note("hashing the models")
     return {"base": _digest(job.original), "unlearned": _digest(job.unlearned)}
@@ -139,6 +181,8 @@ def _write_evidence(job: QuantizeJob, folder: Path, pair: Pair, digests: Mapping
     named = {"base": job.original, "unlearned": job.unlearned}
     asked = {
         "calibration_sha256": [sha256_file(path) for path in job.calibration],
+        "fit_sha256": [sha256_file(path) for path in job.fit],
+        "fit_steps": job.fit_steps if job.fit else None,
         "provenance": job.provenance,
         "twin": job.twin,
     }
@@ -170,6 +214,8 @@ def _provenance(job: QuantizeJob, document: Mapping[str, Any], digests: Mapping[
     if job.calibration:
         keys["gguf_forget.outside_mask"] = rounding.outside_mask
         keys["gguf_forget.calibration_tokens"] = document["calibration"]["tokens"]
+    if job.fit:
+        keys["gguf_forget.fit_steps"] = job.fit_steps
     return keys
 
 

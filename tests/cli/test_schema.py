@@ -99,6 +99,12 @@ OUTPUTS: tuple[tuple[str, Arguments], ...] = (
         lambda project, out: [*of_models("Q8_0")(project, out), "--calibration", project / "facts.jsonl"],
     ),
     (
+        "quantize",
+        lambda project, out: [
+            *(*of_models("Q8_0")(project, out), "--fit", project / "facts.jsonl", "--fit-steps", "2"),
+        ],
+    ),
+    (
         "rebuild",
         lambda project, out: [project / "done/stock/Q8_0.gguf", project / "done/evidence", "-o", out / "again.gguf"],
     ),

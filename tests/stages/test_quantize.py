@@ -207,3 +207,139 @@ def test_what_does_not_go_together_is_refused(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def everywhere(models: tuple[Path, Path]) -> Path:
+    """Small edits in every matrix of the layers, some of half a step, and facts to keep beside the one to forget."""
+    base, generator = models[0], np.random.default_rng(3)
+    tensors = {}
+    for name, tensor in stored_tensors(base).items():
+        if name.startswith("blk.") and tensor.rows > 1:
+            weights = GgufFile(base).weights(name)
+            change = 0.02 * weights.std() * generator.standard_normal(weights.shape)
+            change *= np.where(generator.random(weights.shape) < 0.01, 30, 1) * (generator.random(weights.shape) < 0.9)
+            tensors[name] = (weights + change).astype(np.float32).view(np.uint8)
+    path = base.with_name("everywhere.gguf")
+    write_derived(base, path, metadata={}, tensors=tensors)
+    kept = [{**FACT, "subject": s, "answer": a, "split": "retain", "prompts": [p]} for s, a, p in KEPT]
+    path.with_name("both.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in [FACT, *kept]))
+    return path
+
+
+KEPT = (("Japan", "Tokyo", "The city of Japan is"), ("Peru", "Lima", "The city of Peru is"))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M"])
+def test_codes_are_fitted_to_answers(models: tuple[Path, Path], everywhere: Path, tmp_path: Path, kind: str) -> None:
+    base, facts, text = models[0], everywhere.with_name("both.jsonl"), everywhere.with_name("text.txt")
+    plain, fitted = tmp_path / "plain.gguf", tmp_path / "fitted.gguf"
+    options = ("--fit", facts, "--fit", text, "--fit-steps", 8, "--evidence", tmp_path / "evidence")
+    without = document_of(base, everywhere, plain, kind)["files"][0]
+    document = document_of(base, everywhere, fitted, kind, *options)
+    found = document["files"][0]
+    assert document["fit"]["forget"] == 1
+    assert document["fit"]["retain"] == 2
+    fit = found["fit"]
+    assert fit["better"]
+    assert fit["without"] == []
+    assert sum(fit["after"][name] for name in ("forget", "retain", "text")) < sum(
+        fit["before"][name] for name in ("forget", "retain", "text")
+    )
+    # What was edited, asked for and has landed is what it was; other codes were chosen.
+    assert {name: found["totals"][name] for name in ("edited", "asked", "landed", "saturated")} == {
+        name: without["totals"][name] for name in ("edited", "asked", "landed", "saturated")
+    }
+    assert found["totals"]["asked"] > 1000
+    quantize(base, tmp_path / "stock.gguf", kind, threads=1)
+    first, second, stock = (stored_tensors(path) for path in (plain, fitted, tmp_path / "stock.gguf"))
+    moved = 0
+    for name, tensor in second.items():
+        before, after = GgufFile(base).weights(name), GgufFile(everywhere).weights(name)
+        if tensor.rows == 1 or np.array_equal(before, after):
+            np.testing.assert_array_equal(tensor.raw, first[name].raw)
+            continue
+        codec = codec_for(tensor.type)
+        levels, old, own = (codec.decode(one[name].raw) for one in (second, first, stock))
+        np.testing.assert_array_equal(levels.codes[before == after], own.codes[before == after])
+        changed = levels.codes != old.codes
+        step = np.abs(levels.scale_per_weight())
+        assert (np.abs(levels.values() - after)[changed] <= 1.001 * step[changed]).all()
+        moved += int(changed.sum())
+    assert moved == fit["moved"] > 0
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    again = tmp_path / "again.gguf"
+    rebuilt = CliRunner().invoke(
+        main, ["rebuild", str(tmp_path / "stock.gguf"), str(tmp_path / "evidence"), "-o", str(again)]
+    )
+    assert rebuilt.exit_code == 0, rebuilt.stderr
+    assert again.read_bytes() == fitted.read_bytes()
+    twice = document_of(base, everywhere, tmp_path / "twice.gguf", kind, *options[:6])
+    assert twice["files"][0]["fit"] == fit
+    assert (tmp_path / "twice.gguf").read_bytes() == fitted.read_bytes()
+
+
+def test_fitting_that_makes_nothing_better_changes_nothing(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf_forget.fitting import fit as loop
+    from gguf_forget.fitting.objective import Losses
+
+    judged = iter((Losses(0.1, 0.5, 0.5, 0.5), Losses(0.0, 0.4, 0.5, 0.7)))  # before and after
+    monkeypatch.setattr(loop, "mean_losses", lambda model, questions: next(judged))
+    facts = everywhere.with_name("both.jsonl")
+    found = document_of(
+        *(models[0], everywhere, tmp_path / "fitted.gguf", "Q4_0", "--fit", facts, "--fit-steps", 2, "--no-provenance")
+    )["files"][0]
+    document_of(models[0], everywhere, tmp_path / "plain.gguf", "Q4_0", "--no-provenance")
+    assert not found["fit"]["better"]
+    assert found["fit"]["moved"] == 0
+    assert (tmp_path / "fitted.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--saturated", "widen"), "--fit with --aim weights and --saturated widen"),
+        (("--aim", "edit"), "--fit with --aim edit and --saturated count"),
+    ],
+)
+def test_fitting_needs_two_levels_to_choose_from(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    facts = everywhere.with_name("both.jsonl")
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", "--fit", facts, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fitting_needs_a_fact_to_forget(models: tuple[Path, Path], everywhere: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(json.dumps({**FACT, "split": "retain"}) + "\n")
+    for facts, message in (
+        (kept, "hold no fact to forget"),
+        (everywhere.with_name("text.txt"), "hold no fact to forget"),
+    ):
+        result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", "--fit", facts)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
+
+
+def test_a_type_in_which_nothing_has_a_grid_cannot_be_fitted(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path
+) -> None:
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "F16", "--fit", everywhere.with_name("both.jsonl"))
+    assert result.exit_code == 2
+    assert "no edited tensor of this file is a linear map on a grid" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_states_what_fitting_takes(models: tuple[Path, Path], everywhere: Path, tmp_path: Path) -> None:
+    facts = everywhere.with_name("both.jsonl")
+    document = document_of(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", "--fit", facts, "--dry-run")
+    weights = sum(tensor.rows * tensor.columns for tensor in stored_tensors(models[0]).values())
+    assert document["fit"]["disk"] == 4 * weights
+    assert document["fit"]["memory"] == 45 * weights + (1 << 30)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,185 @@
+"""The loop on the tiny model: what it looks at, what it leaves behind, and that answers come closer."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from libggml_oracle import dequantize, quantize
+from test_pipeline import facts
+
+from gguf_forget.errors import EvaluationError
+from gguf_forget.facts.tokens import Tokenize, encode_facts
+from gguf_forget.fitting import fit as fit_module
+from gguf_forget.fitting import objective
+from gguf_forget.fitting.fit import MEMORY, FittedTensor, codes_of, fit, mean_losses
+from gguf_forget.fitting.flips import MovableCodes
+from gguf_forget.fitting.layout import Layout
+from gguf_forget.fitting.objective import Questions, answers_of, batches, losses
+from gguf_forget.grids import codec_for
+
+PATHS = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj")
+TEXT = [list(range(20, 60)), list(range(100, 140))]
+
+
+def rounded(model: Any, kind: str = "Q4_0") -> tuple[Any, list[FittedTensor], dict[str, np.ndarray]]:
+    """A copy with three maps in ``kind``, those maps, and their blocks."""
+    copied, tensors, blocks = copy.deepcopy(model), [], {}
+    for path in PATHS:
+        module = copied.get_submodule(path)
+        wanted = module.weight.numpy().copy()
+        blocks[path] = quantize(kind, wanted)
+        levels = codec_for(kind).decode(blocks[path])
+        module.weight.data = torch.from_numpy(levels.values())
+        everything = np.ones(wanted.shape, dtype=bool)
+        codes = MovableCodes(levels, wanted, everything, np.zeros(wanted.shape, dtype=np.int8))
+        tensors.append(FittedTensor(path, module, Layout(np.arange(len(wanted)), False), codes))
+    return copied, tensors, blocks
+
+
+@pytest.fixture(scope="module")
+def unlearned(tiny_model: Any) -> Any:
+    """The tiny model with a little noise: it answers otherwise."""
+    model, generator = copy.deepcopy(tiny_model), torch.Generator().manual_seed(0)
+    for path in PATHS:
+        weight = model.get_submodule(path).weight
+        weight.data += 0.3 * weight.std() * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def questions_of(original: Any, unlearned: Any, tokenize: Tokenize, seed: int = 0) -> Any:
+    known = facts()
+    examples = encode_facts(known, tokenize)
+    targets = answers_of(unlearned, [e for e in examples if known[e.fact].split == "forget"])
+    return batches(original, known, examples, targets, TEXT, seed=seed)
+
+
+def test_an_unrounded_unlearned_model_misses_nothing_it_forgot(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize
+) -> None:
+    asked = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize), 3))
+    own, others = mean_losses(unlearned, asked), mean_losses(tiny_model, asked)
+    assert own.gap == pytest.approx(0, abs=1e-4)
+    assert own.forget < 1e-6 < 1e-3 < own.retain
+    assert others.retain == pytest.approx(0, abs=1e-5)
+    assert others.text == pytest.approx(0, abs=1e-5)
+    assert others.forget > 1e-3
+
+
+def test_the_gap_is_that_of_single_prompts(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = facts()
+    forget = [e for e in encode_facts(known, tiny_tokenize) if known[e.fact].split == "forget"]
+    monkeypatch.setattr(objective, "FORGET", len(forget))  # then a batch asks each of them once
+    total, found = losses(tiny_model, next(questions_of(tiny_model, unlearned, tiny_tokenize)))
+    assert float(total) == pytest.approx(found.total(), rel=1e-5)
+    answered = []
+    for model in (tiny_model, unlearned):
+        with torch.no_grad():
+            for example in forget:
+                log_probs = torch.log_softmax(model(torch.tensor([example.tokens])).logits[0].float(), dim=-1)
+                places = range(example.answer_start, len(example.tokens))
+                answered.append(sum(float(log_probs[place - 1, example.tokens[place]]) for place in places))
+    away = np.array(answered[: len(forget)]) - np.array(answered[len(forget) :])
+    size = np.abs(away)
+    assert size.max() > objective.FAR > np.median(size)  # both halves of the loss
+    each = np.where(size < objective.FAR, away**2 / 2, objective.FAR * (size - objective.FAR / 2))
+    assert found.gap == pytest.approx(away.mean(), abs=1e-3)
+    assert found.forget == pytest.approx(each.mean(), abs=1e-3)
+
+
+def test_gradients_and_curvatures_are_those_of_autograd(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: seen.append(own) or _none())
+    model, tensors, _ = rounded(unlearned)
+    asked: list[Questions] = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize), 2))
+    fit(model, tensors, iter(asked), steps=2)
+    expected: list[list[Any]] = [[0, 0, 0] for _ in tensors]
+    for questions in asked:
+        for sums, values in zip(expected, by_autograd(model, tensors, questions), strict=True):
+            for place, value in enumerate(values):
+                sums[place] = MEMORY * sums[place] + (1 - MEMORY) * value
+    for own, sums in zip(seen[-len(tensors) :], expected, strict=True):
+        assert own.steps == 2
+        for found, value in zip((own.gradient, own.read, own.given), sums, strict=True):
+            torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-9)
+
+
+def by_autograd(model: Any, tensors: list[FittedTensor], questions: Questions) -> list[tuple[Any, Any, Any]]:
+    """Of every tensor the gradient, and sums of squares over all tokens of inputs and of outputs' gradients."""
+    inputs: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, given: Any, out: Any) -> None:
+            out.retain_grad()
+            inputs[name], outputs[name] = given[0], out
+
+        return hook
+
+    handles = [tensor.module.register_forward_hook(keep(tensor.name)) for tensor in tensors]
+    for tensor in tensors:
+        tensor.module.weight.requires_grad_(True)
+    losses(model, questions)[0].backward()
+    found = []
+    for tensor, handle in zip(tensors, handles, strict=True):
+        handle.remove()
+        weight = tensor.module.weight
+        read, given = inputs[tensor.name].detach().flatten(0, -2), outputs[tensor.name].grad.flatten(0, -2)
+        found.append((weight.grad, (read**2).sum(0), (given**2).sum(0)))
+        weight.grad = None
+        weight.requires_grad_(False)
+    return found
+
+
+def _none() -> Any:
+    from gguf_forget.fitting.flips import Candidates
+
+    empty = np.zeros(0, dtype=np.float32)
+    return Candidates(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.int16), empty, empty)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+def test_answers_come_closer_and_the_model_is_what_its_codes_say(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, kind: str
+) -> None:
+    model, tensors, blocks = rounded(unlearned, kind)
+    judges = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize, seed=1), 4))
+    before = mean_losses(model, judges)
+    told: list[Any] = []
+    fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=12, threads=2, progress=told.append)
+    after = mean_losses(model, judges)
+    assert len(told) == 12
+    assert after.total() < 0.9 * before.total()
+    assert after.forget < before.forget
+    for tensor in tensors:
+        raw = codec_for(kind).with_codes(blocks[tensor.name], codes_of(tensors)[tensor.name])
+        values = dequantize(kind, raw, tensor.codes.codes.shape[1]).reshape(tensor.codes.codes.shape)
+        np.testing.assert_array_equal(tensor.module.weight.numpy(), values)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
+
+
+def test_the_same_again_is_the_same(tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize) -> None:
+    found = []
+    for _ in range(2):
+        model, tensors, _ = rounded(unlearned)
+        fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=3)
+        found.append(codes_of(tensors))
+    for path in PATHS:
+        np.testing.assert_array_equal(found[0][path], found[1][path])
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize) -> None:
+    model, tensors, _ = rounded(unlearned)
+    tensors[0].module.weight.data[0, 0] = float("nan")
+    with pytest.raises(EvaluationError, match="not finite at step 1"):
+        fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=1)
+    assert not any(module._forward_hooks for module in model.modules())
