@@ -90,11 +90,11 @@ class TensorType(click.ParamType):
     "--fit",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Facts as JSONL, and text: each edited weight takes that one of the two levels beside it with which forgotten "
-    "facts are answered as by UNLEARNED, all else as by ORIGINAL. Needs torch, memory for both models, minutes.",
+    help="Facts as JSONL, and text: an edited weight of a layer takes the other of the two levels beside it where that "
+    "brings answers closer to those of UNLEARNED. Needs torch, minutes, and memory for several such models.",
 )
 @click.option(
-    "--fit-steps", type=click.IntRange(1), default=40, show_default=True, help="Batches of 74 prompts that --fit takes."
+    "--fit-steps", type=click.IntRange(1), help="Batches of 74 prompts and some text that --fit takes.  [default: 40]"
 )
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
@@ -129,7 +129,7 @@ def quantize(
     calibration: tuple[Path, ...],
     outside_mask: str,
     fit: tuple[Path, ...],
-    fit_steps: int,
+    fit_steps: int | None,
     split_max_size: str | None,
     keep_split: bool,
     no_provenance: bool,
@@ -165,10 +165,15 @@ def quantize(
         from gguf_forget.llama.imatrix import read_importance
         from gguf_forget.llama.options import QuantizeOptions
         from gguf_forget.progress import progress_for
+        from gguf_forget.stages.fit import STEPS
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
         if split_max_size is not None and keep_split:
             raise InputError("--split-max-size and --keep-split both say how to split", hint="give one of them")
+        if fit_steps is not None and not fit:
+            raise InputError(
+                f"--fit-steps {fit_steps} without --fit: nothing says what to fit", hint="give --fit FACTS"
+            )
         options = ExportOptions(
             QuantizeOptions(
                 None if imatrix is None else read_importance(imatrix),
@@ -195,7 +200,7 @@ def quantize(
             twin=twin,
             evidence=evidence,
             fit=fit,
-            fit_steps=fit_steps,
+            fit_steps=fit_steps or STEPS,
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -256,13 +261,13 @@ def _print_fit(fit: dict[str, Any]) -> None:
     for when in ("before", "after"):
         found = fit[when]
         click.echo(
-            f"  {when} fitting: forgotten answers {found['gap']:+.2f} nats from the unlearned model's, kept ones "
-            f"{found['retain']:.3f} and text {found['text']:.3f} nats from the original's"
+            f"  {when} fitting, from the unlearned model: forgotten answers {found['gap']:+.2f} nats, kept ones "
+            f"{found['retain']:.3f}, text {found['text']:.3f}"
         )
     click.echo(
         f"  {fit['moved']:,} codes were chosen otherwise"
         if fit["better"]
-        else "  that is no better: all codes stay as they were rounded"
+        else "  nothing was better: all codes stay as they were rounded"
     )
     if fit["without"]:
         click.echo(f"  not fitted: {', '.join(fit['without'])}")

@@ -69,24 +69,24 @@ def read_sequences(files: Sequence[Path], tokenize: Tokenize) -> list[list[int]]
             drawn = random.Random(0).sample(examples, min(PROMPTS, len(examples)))
             sequences += [list(example.tokens) for example in drawn]
         else:
-            sequences += text_sequences(file, tokenize)
+            sequences += text_sequences(file, tokenize, "calibration")
     if files and not sequences:
         raise InputError(f"calibration file {files[0]} holds no fact", hint="give facts or text, one file at least")
     return sequences
 
 
-def text_sequences(file: Path, tokenize: Tokenize) -> list[list[int]]:
-    """Up to ``CHUNKS`` stretches of a text, see :func:`read_sequences`."""
+def text_sequences(file: Path, tokenize: Tokenize, purpose: str) -> list[list[int]]:
+    """Up to ``CHUNKS`` stretches of a text, see :func:`read_sequences`; ``purpose`` is what errors call it."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(TEXT_BYTES)
         # The cut may go through a character.
         text = raw.decode("utf-8", errors="strict" if len(raw) < TEXT_BYTES else "ignore")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"calibration file {file} cannot be read as UTF-8 text", cause=str(error)) from error
+        raise InputError(f"{purpose} file {file} cannot be read as UTF-8 text", cause=str(error)) from error
     tokens = tokenize(text)
     if not tokens:
-        raise InputError(f"calibration file {file} holds no text", hint="give some pages of the text the model is for")
+        raise InputError(f"{purpose} file {file} holds no text", hint="give some pages of the text the model is for")
     return chunks([text], lambda _: tokens, length=min(CHUNK_TOKENS, len(tokens)), count=CHUNKS, seed=0)
 
 

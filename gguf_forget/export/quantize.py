@@ -35,7 +35,8 @@ from gguf_forget.progress import Progress
 
 Hessians = Callable[[str], np.ndarray | None]
 Fitter = Callable[[Path, str], tuple[Mapping[str, np.ndarray], dict[str, Any]]]
-"""A rounded file and its type to codes (int16 [rows, columns]) of some tensors, and what to say of them."""
+"""A rounded file and its type to codes (int16 [rows, columns]) of some tensors, and what to say of them (nothing where
+there was nothing to choose; else ``moved``, how many codes are other ones)."""
 SMALL = 4 << 20  # weights
 RUNS_AT_ONCE = 8  # a task; one each would be tens of thousands for a large model
 
@@ -219,8 +220,8 @@ def _written(
 ) -> dict[str, Any]:
     """Write and check one whole file at ``partial``; ``destination`` is what messages call it."""
     quantize_options = options.quantize
+    keys = {**options.metadata, "gguf_forget.type": file_type}
     if planned.edited and options.metadata:
-        keys = {**options.metadata, "gguf_forget.type": file_type}
         quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
     plan = planned.files[file_type]  # keys do not change it
 
@@ -250,8 +251,12 @@ def _written(
     written, outcomes, checks = rounded({})
     more: dict[str, Any] = {}
     if fitter is not None:
-        codes, more["fit"] = fitter(partial, file_type)
+        codes, found = fitter(partial, file_type)
+        more = {"fit": found} if found else {}
         if codes:
+            if quantize_options.metadata:
+                keys["gguf_forget.codes_fitted"] = more["fit"]["moved"]
+                quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
             written, outcomes, checks = rounded(codes)
     with (
         partial.open("rb+") as file,

@@ -110,11 +110,12 @@ def fit(
     *,
     steps: int,
     threads: int = 0,
-    progress: Callable[[Losses], None] = lambda losses: None,
+    progress: Callable[[int, Losses], None] = lambda step, losses: None,
 ) -> None:
     """Move the codes of ``tensors``, and with them the weights of ``model``, for ``steps`` batches of ``questions``.
 
-    Raises EvaluationError for a loss that is not finite.
+    progress: hears the number of steps done, and what the last one found before it moved anything; the model may be
+    asked then. Raises EvaluationError for a loss that is not finite.
     """
     seen = [_Seen() for _ in tensors]
     loss = None
@@ -139,7 +140,7 @@ def fit(
             candidates = list(pool.map(_candidates, seen, tensors))
             for tensor, chosen in zip(tensors, best(candidates, FALL * (1 - step / steps) * loss), strict=True):
                 _move(tensor, chosen)
-            progress(found)
+            progress(step + 1, found)
 
 
 def _candidates(seen: _Seen, tensor: FittedTensor) -> Candidates:

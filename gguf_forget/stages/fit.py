@@ -1,9 +1,8 @@
-"""Codes of a rounded file, fitted to the answers of the two models that it was made from."""
+"""Codes of a rounded file, fitted to the answers of the unlearned model that it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,15 +12,17 @@ import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import stored_tensors
-from gguf_forget.errors import InputError
+from gguf_forget.errors import InputError, UnsupportedError
 from gguf_forget.export.calibrated import one_file, operations_per_second, text_sequences
 from gguf_forget.export.inputs import Pair
-from gguf_forget.export.patch import RoundingOptions, edit_of, is_edited
+from gguf_forget.export.patch import RoundingOptions, edit_of
+from gguf_forget.export.quantize import Fitter, Planned
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.facts.schema import Fact, join_facts, read_facts
 from gguf_forget.facts.text import builtin_documents, chunks
 from gguf_forget.facts.tokens import Example, encode_facts
 from gguf_forget.grids import CODECS
+from gguf_forget.grids.levels import Levels
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.rounding import find_edits
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 STEPS = 40
 SEED, JUDGE_SEED, JUDGED = 0, 1, 4  # of the batches that are fitted to; of those that judge it, and how many
+STATES = 5  # that are judged
 TEXT_CHUNKS, TEXT_TOKENS = 64, 128
 BYTES_A_WEIGHT, BYTES = 45, 1 << 30  # in memory: both models, gradients and their means, codes, grids, errors; else
 
@@ -65,18 +67,42 @@ def read_fit_data(files: Sequence[Path], tokenize: Tokenize) -> FitData:
     text: list[list[int]] = []
     for file in files:
         if file.suffix.lower() != ".jsonl":
-            text += [chunk[:TEXT_TOKENS] for chunk in text_sequences(file, tokenize)]
+            found = text_sequences(file, tokenize, "--fit")
+            if len(found[0]) < 2:
+                raise InputError(f"--fit: {file} holds one token", hint="give some pages of the text the model is for")
+            text += [chunk[:TEXT_TOKENS] for chunk in found]
     if not text:
         text = chunks(builtin_documents("train"), tokenize, length=TEXT_TOKENS, count=TEXT_CHUNKS, seed=SEED)
     return FitData(facts, examples, text)
 
 
-def plan_fit(original: Path, data: FitData, steps: int) -> dict[str, Any]:
-    """What fitting takes: bytes of memory and of disk, seconds for each type; ``original``: only its sizes are read."""
+def fittable(planned: Planned, file_type: str) -> bool:
+    """Whether a file of that type has an edited matrix of a layer on a grid."""
+    kinds = planned.files[file_type].types
+    return any(name.startswith("blk.") and kinds[name] in CODECS for name in planned.edited)
+
+
+def plan_fit(pair: Pair, planned: Planned, data: FitData, steps: int) -> dict[str, Any]:
+    """What fitting takes: bytes of memory and of disk, seconds for each type.
+
+    Raises UnsupportedError for a model whose answers torch does not compute as llama.cpp does, InputError where no type
+    has anything to fit.
+    """
     from gguf_forget.checkpoint.open import outline
     from gguf_forget.fitting.objective import FORGET, RETAIN, TEXT
 
-    weights = sum(parameter.numel() for parameter in outline(original).parameters())
+    if not any(fittable(planned, kind) for kind in planned.files):
+        raise InputError(
+            f"--fit: no edited matrix of a layer is on a grid in {', '.join(planned.files)}",
+            hint="leave --fit out, or choose a quantized type",
+        )
+    model = outline(pair.original)
+    if model.config._attn_implementation == "eager" or getattr(model.config, "final_logit_softcapping", None):
+        raise UnsupportedError(
+            f"--fit: architecture {model.config.model_type!r} caps its attention or its logits, which is not supported",
+            hint="leave --fit out; --calibration works",
+        )
+    weights = sum(parameter.numel() for parameter in model.parameters())
     mean = sum(len(example.tokens) for example in data.examples) / len(data.examples)
     tokens = (FORGET + RETAIN) * mean + TEXT * len(data.text[0])
     forgotten = len(data.forgotten())
@@ -90,11 +116,9 @@ def plan_fit(original: Path, data: FitData, steps: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
 def fitter(
     pair: Pair,
-    original: Path,
-    unlearned: Path,
+    planned: Planned,
     data: FitData,
     options: RoundingOptions,
     work: Path,
@@ -102,24 +126,21 @@ def fitter(
     *,
     steps: int,
     threads: int,
-) -> Iterator[_Fitter]:
-    """A :data:`gguf_forget.export.quantize.Fitter`, while open; original, unlearned: as the user gave them."""
+) -> Fitter:
+    """The unlearned model is read from its GGUF, as the rounded one is: whatever transformers reads otherwise than
+    llama.cpp is then the same in both."""
     from gguf_forget.checkpoint.open import open_model
-    from gguf_forget.fitting.objective import answers_of
 
     with scratch_directory(work) as scratch:
-        with progress.task("what the unlearned model answers", 1) as advance:
-            targets = answers_of(open_model(one_file(unlearned, scratch)), data.forgotten())
-            advance(1)
-        (scratch / "whole.gguf").unlink(missing_ok=True)
-        yield _Fitter(pair, open_model(one_file(original, scratch)), targets, data, options, progress, steps, threads)
+        unlearned = open_model(one_file(pair.unlearned, scratch))
+    return _Fitter(pair, planned, unlearned, data, options, progress, steps, threads)
 
 
 @dataclass
 class _Fitter:
     pair: Pair
-    original: Any
-    targets: Any
+    planned: Planned
+    unlearned: Any
     data: FitData
     options: RoundingOptions
     progress: Progress
@@ -130,6 +151,8 @@ class _Fitter:
         from gguf_forget.checkpoint.load import load_torch
         from gguf_forget.fitting.fit import codes_of, fit, mean_losses
 
+        if not fittable(self.planned, file_type):
+            return {}, {}
         restored = file.with_name(f"{file.name}.F32")
         quantize(file, restored, "F32", allow_requantize=True, durable=False)
         model = load_torch(restored)
@@ -137,37 +160,37 @@ class _Fitter:
         tensors, without = self._tensors(file, model)
         start = {tensor.name: tensor.codes.codes.copy() for tensor in tensors}
         judges = list(islice(self._batches(JUDGE_SEED), JUDGED))
-        before = mean_losses(model, judges)
+        before = best = mean_losses(model, judges)
+        chosen: dict[str, np.ndarray] = {}
         with self.progress.task(f"{file_type}: fitting to answers", self.steps) as advance:
-            fit(
-                model,
-                tensors,
-                self._batches(SEED),
-                steps=self.steps,
-                threads=self.threads,
-                progress=lambda losses: advance(1, _remark(losses)),
-            )
-        after = mean_losses(model, judges)
-        better = after.total() < before.total()
-        chosen = codes_of(tensors) if better else {}
+
+            def heard(step: int, losses: Losses) -> None:
+                nonlocal best, chosen
+                advance(1, _remark(losses))
+                # Few facts can be overshot: the best of some states is kept, the last one often is.
+                if step % max(1, self.steps // STATES) == 0 or step == self.steps:
+                    now = mean_losses(model, judges)
+                    if now.total() < best.total():
+                        best, chosen = now, {name: codes.copy() for name, codes in codes_of(tensors).items()}
+
+            fit(model, tensors, self._batches(SEED), steps=self.steps, threads=self.threads, progress=heard)
         document = {
             "steps": self.steps,
-            "better": better,
+            "better": bool(chosen),
             "moved": sum(int((codes != start[name]).sum()) for name, codes in chosen.items()),
             "without": without,
             "before": before.to_json(),
-            "after": after.to_json(),
+            "after": best.to_json(),
         }
-        self.progress.note(f"{file_type}: on {JUDGED} other batches, {_remark(before)} before, {_remark(after)} after")
         return chosen, document
 
     def _batches(self, seed: int) -> Any:
         from gguf_forget.fitting.objective import batches
 
-        return batches(self.original, self.data.facts, self.data.examples, self.targets, self.data.text, seed=seed)
+        return batches(self.unlearned, self.data.facts, self.data.examples, self.data.text, seed=seed)
 
     def _tensors(self, file: Path, model: Any) -> tuple[list[FittedTensor], list[str]]:
-        """The edited linear maps of the layers, on a grid, and the names of edited tensors that are none."""
+        """The edited linear maps of the layers that are on a grid, and the names of all other edited matrices."""
         from gguf_forget.checkpoint.architecture import attributable
         from gguf_forget.export.layerwise import module_names
         from gguf_forget.fitting.fit import FittedTensor
@@ -180,7 +203,7 @@ class _Fitter:
         found, without = [], []
         for name, stored in stored_tensors(file).items():
             before, after = self.pair.before[name], self.pair.after[name]
-            if before.rows == 1 or not is_edited(before, after, self.options.noise):
+            if before.rows == 1 or name not in self.planned.edited:
                 continue
             path, codec = paths.get(name), CODECS.get(stored.type)
             if path is None or path == head or codec is None or stored.matrices > 1:
@@ -194,18 +217,26 @@ class _Fitter:
                 without.append(name)
                 continue
             edit = edit_of(before, after, 0, before.rows, self.options.noise)
-            index = np.flatnonzero(edit != 0)
-            edits = find_edits(levels.at(index), edit.ravel()[index], survive=self.options.survive)
-            bound = np.zeros(edit.shape, dtype=np.int8)
-            bound.ravel()[index[edits.asked]] = np.sign(edit.ravel()[index[edits.asked]])
+            bound = _bound(levels, edit, self.options.survive)
             codes = MovableCodes(levels, after.weights(0, after.rows), edit != 0, bound)
             found.append(FittedTensor(name, module, layout, codes))
-        if not found:
-            raise InputError(
-                "--fit: no edited tensor of this file is a linear map on a grid",
-                hint="leave --fit out, or choose a quantized type",
-            )
         return found, without
+
+
+def _bound(levels: Levels, edit: np.ndarray, survive: str) -> np.ndarray:
+    """The direction of every edit that had to land, int8 [rows, columns], 0 elsewhere; ``levels``: where it did.
+
+    Which had to was decided at the stock file's code. Where levels are not evenly spaced that code may have had a
+    narrower gap ahead than the present one: all that the narrowest gap of the grid would have asked for are bound.
+    """
+    index = np.flatnonzero(edit != 0)
+    present, change = levels.at(index), edit.ravel()[index]
+    asked = find_edits(present, change, survive=survive).asked
+    if survive == "important" and levels.table is not None:
+        asked |= np.abs(change) >= 0.5 * np.diff(levels.table).min() * np.abs(present.scale)
+    bound = np.zeros(edit.shape, dtype=np.int8)
+    bound.ravel()[index[asked]] = np.sign(change[asked])
+    return bound
 
 
 def _remark(losses: Losses) -> str:

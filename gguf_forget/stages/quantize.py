@@ -97,7 +97,7 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             "edited_tensors": list(planned.edited),
         }
         sequences, columns, disk = _calibration(job, pair, planned, document, progress)
-        data = _fit_data(job, document, progress)
+        data = _fit_data(job, pair, planned, document, progress)
         disk += document["fit"]["disk"] if data is not None else 0
         if dry_run:
             document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
@@ -115,18 +115,15 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             hessians = moments
         fit = None
         if data is not None:
-            fit = stack.enter_context(
-                fitter(
-                    pair,
-                    job.original,
-                    job.unlearned,
-                    data,
-                    job.options.rounding,
-                    work,
-                    progress,
-                    steps=job.fit_steps,
-                    threads=job.options.threads,
-                )
+            fit = fitter(
+                pair,
+                planned,
+                data,
+                job.options.rounding,
+                work,
+                progress,
+                steps=job.fit_steps,
+                threads=job.options.threads,
             )
         digests = _digests(job, progress) if job.provenance or job.evidence is not None else {}
         options = replace(job.options, metadata=_provenance(job, document, digests) if job.provenance else {})
@@ -157,13 +154,17 @@ def _calibration(
     return sequences, columns, plan.disk
 
 
-def _fit_data(job: QuantizeJob, document: dict[str, Any], progress: Progress) -> FitData | None:
-    if not job.fit or not document["edited_tensors"]:
+def _fit_data(
+    job: QuantizeJob, pair: Pair, planned: Planned, document: dict[str, Any], progress: Progress
+) -> FitData | None:
+    if not job.fit:
         return None
     from gguf_forget.checkpoint.open import open_tokenizer
 
-    data = read_fit_data(job.fit, open_tokenizer(job.original))
-    plan = plan_fit(job.original, data, job.fit_steps)
+    data = read_fit_data(job.fit, open_tokenizer(pair.original))
+    if not planned.edited:
+        return None
+    plan = plan_fit(pair, planned, data, job.fit_steps)
     document["fit"] = {"files": [str(file) for file in job.fit], **plan}
     progress.note(
         f"fitting to {plan['forget']:,} prompts to forget and {plan['retain']:,} to keep: about "
@@ -214,8 +215,6 @@ def _provenance(job: QuantizeJob, document: Mapping[str, Any], digests: Mapping[
     if job.calibration:
         keys["gguf_forget.outside_mask"] = rounding.outside_mask
         keys["gguf_forget.calibration_tokens"] = document["calibration"]["tokens"]
-    if job.fit:
-        keys["gguf_forget.fit_steps"] = job.fit_steps
     return keys
 
 

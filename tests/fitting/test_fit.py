@@ -19,7 +19,7 @@ from gguf_forget.fitting import objective
 from gguf_forget.fitting.fit import MEMORY, FittedTensor, codes_of, fit, mean_losses
 from gguf_forget.fitting.flips import MovableCodes
 from gguf_forget.fitting.layout import Layout
-from gguf_forget.fitting.objective import Questions, answers_of, batches, losses
+from gguf_forget.fitting.objective import Questions, batches, losses
 from gguf_forget.grids import codec_for
 
 PATHS = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj")
@@ -51,23 +51,17 @@ def unlearned(tiny_model: Any) -> Any:
     return model
 
 
-def questions_of(original: Any, unlearned: Any, tokenize: Tokenize, seed: int = 0) -> Any:
+def questions_of(unlearned: Any, tokenize: Tokenize, seed: int = 0) -> Any:
     known = facts()
-    examples = encode_facts(known, tokenize)
-    targets = answers_of(unlearned, [e for e in examples if known[e.fact].split == "forget"])
-    return batches(original, known, examples, targets, TEXT, seed=seed)
+    return batches(unlearned, known, encode_facts(known, tokenize), TEXT, seed=seed)
 
 
-def test_an_unrounded_unlearned_model_misses_nothing_it_forgot(
-    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize
-) -> None:
-    asked = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize), 3))
+def test_the_unlearned_model_itself_misses_nothing(tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize) -> None:
+    asked = list(islice(questions_of(unlearned, tiny_tokenize), 3))
     own, others = mean_losses(unlearned, asked), mean_losses(tiny_model, asked)
     assert own.gap == pytest.approx(0, abs=1e-4)
-    assert own.forget < 1e-6 < 1e-3 < own.retain
-    assert others.retain == pytest.approx(0, abs=1e-5)
-    assert others.text == pytest.approx(0, abs=1e-5)
-    assert others.forget > 1e-3
+    assert own.total() < 1e-5
+    assert min(others.forget, others.retain, others.text) > 1e-2
 
 
 def test_the_gap_is_that_of_single_prompts(
@@ -76,7 +70,7 @@ def test_the_gap_is_that_of_single_prompts(
     known = facts()
     forget = [e for e in encode_facts(known, tiny_tokenize) if known[e.fact].split == "forget"]
     monkeypatch.setattr(objective, "FORGET", len(forget))  # then a batch asks each of them once
-    total, found = losses(tiny_model, next(questions_of(tiny_model, unlearned, tiny_tokenize)))
+    total, found = losses(tiny_model, next(questions_of(unlearned, tiny_tokenize)))
     assert float(total) == pytest.approx(found.total(), rel=1e-5)
     answered = []
     for model in (tiny_model, unlearned):
@@ -99,7 +93,7 @@ def test_gradients_and_curvatures_are_those_of_autograd(
     seen = []
     monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: seen.append(own) or _none())
     model, tensors, _ = rounded(unlearned)
-    asked: list[Questions] = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize), 2))
+    asked: list[Questions] = list(islice(questions_of(unlearned, tiny_tokenize), 2))
     fit(model, tensors, iter(asked), steps=2)
     expected: list[list[Any]] = [[0, 0, 0] for _ in tensors]
     for questions in asked:
@@ -151,12 +145,19 @@ def test_answers_come_closer_and_the_model_is_what_its_codes_say(
     tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, kind: str
 ) -> None:
     model, tensors, blocks = rounded(unlearned, kind)
-    judges = list(islice(questions_of(tiny_model, unlearned, tiny_tokenize, seed=1), 4))
+    judges = list(islice(questions_of(unlearned, tiny_tokenize, seed=1), 4))
     before = mean_losses(model, judges)
-    told: list[Any] = []
-    fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=12, threads=2, progress=told.append)
+    told: list[int] = []
+    fit(
+        model,
+        tensors,
+        questions_of(unlearned, tiny_tokenize),
+        steps=12,
+        threads=2,
+        progress=lambda step, found: told.append(step),
+    )
     after = mean_losses(model, judges)
-    assert len(told) == 12
+    assert told == list(range(1, 13))
     assert after.total() < 0.9 * before.total()
     assert after.forget < before.forget
     for tensor in tensors:
@@ -171,7 +172,7 @@ def test_the_same_again_is_the_same(tiny_model: Any, unlearned: Any, tiny_tokeni
     found = []
     for _ in range(2):
         model, tensors, _ = rounded(unlearned)
-        fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=3)
+        fit(model, tensors, questions_of(unlearned, tiny_tokenize), steps=3)
         found.append(codes_of(tensors))
     for path in PATHS:
         np.testing.assert_array_equal(found[0][path], found[1][path])
@@ -181,5 +182,5 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny_model: Any, unlearned: Any, 
     model, tensors, _ = rounded(unlearned)
     tensors[0].module.weight.data[0, 0] = float("nan")
     with pytest.raises(EvaluationError, match="not finite at step 1"):
-        fit(model, tensors, questions_of(tiny_model, unlearned, tiny_tokenize), steps=1)
+        fit(model, tensors, questions_of(unlearned, tiny_tokenize), steps=1)
     assert not any(module._forward_hooks for module in model.modules())

@@ -230,11 +230,11 @@ def everywhere(models: tuple[Path, Path]) -> Path:
 KEPT = (("Japan", "Tokyo", "The city of Japan is"), ("Peru", "Lima", "The city of Peru is"))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M", "IQ4_NL"])
 def test_codes_are_fitted_to_answers(models: tuple[Path, Path], everywhere: Path, tmp_path: Path, kind: str) -> None:
     base, facts, text = models[0], everywhere.with_name("both.jsonl"), everywhere.with_name("text.txt")
     plain, fitted = tmp_path / "plain.gguf", tmp_path / "fitted.gguf"
-    options = ("--fit", facts, "--fit", text, "--fit-steps", 8, "--evidence", tmp_path / "evidence")
+    options = ("--fit", facts, "--fit", text, "--fit-steps", 24, "--evidence", tmp_path / "evidence")
     without = document_of(base, everywhere, plain, kind)["files"][0]
     document = document_of(base, everywhere, fitted, kind, *options)
     found = document["files"][0]
@@ -264,6 +264,8 @@ def test_codes_are_fitted_to_answers(models: tuple[Path, Path], everywhere: Path
         np.testing.assert_array_equal(levels.codes[before == after], own.codes[before == after])
         changed = levels.codes != old.codes
         step = np.abs(levels.scale_per_weight())
+        if levels.table is not None:
+            step *= np.diff(levels.table).max()
         assert (np.abs(levels.values() - after)[changed] <= 1.001 * step[changed]).all()
         moved += int(changed.sum())
     assert moved == fit["moved"] > 0
@@ -285,7 +287,7 @@ def test_fitting_that_makes_nothing_better_changes_nothing(
     from gguf_forget.fitting import fit as loop
     from gguf_forget.fitting.objective import Losses
 
-    judged = iter((Losses(0.1, 0.5, 0.5, 0.5), Losses(0.0, 0.4, 0.5, 0.7)))  # before and after
+    judged = iter([Losses(0.1, 0.5, 0.5, 0.5), *[Losses(0.0, 0.4, 0.5, 0.7)] * 2])  # before, after every step
     monkeypatch.setattr(loop, "mean_losses", lambda model, questions: next(judged))
     facts = everywhere.with_name("both.jsonl")
     found = document_of(
@@ -330,10 +332,80 @@ def test_fitting_needs_a_fact_to_forget(models: tuple[Path, Path], everywhere: P
 def test_a_type_in_which_nothing_has_a_grid_cannot_be_fitted(
     models: tuple[Path, Path], everywhere: Path, tmp_path: Path
 ) -> None:
-    result = call(models[0], everywhere, tmp_path / "out.gguf", "F16", "--fit", everywhere.with_name("both.jsonl"))
+    facts = everywhere.with_name("both.jsonl")
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "F16", "--fit", facts, "--dry-run")
     assert result.exit_code == 2
-    assert "no edited tensor of this file is a linear map on a grid" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "no edited matrix of a layer is on a grid in F16" in result.stderr
+    # Beside another type it is written as ever.
+    options = ("--fit", facts, "--fit-steps", 2)
+    document = document_of(models[0], everywhere, tmp_path, "F16", "Q4_0", *options)
+    assert ["fit" in file for file in document["files"]] == [False, True]
+    document_of(models[0], everywhere, tmp_path / "plain.gguf", "F16")
+    assert (tmp_path / "everywhere.F16.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+    fitted = GgufFile(tmp_path / "everywhere.Q4_0.gguf")
+    assert fitted.value("gguf_forget.codes_fitted", None) == document["files"][1]["fit"]["moved"] > 0
+
+
+def test_calibrated_codes_are_fitted_on_split_models(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path
+) -> None:
+    facts, text = everywhere.with_name("both.jsonl"), everywhere.with_name("text.txt")
+    options = ("--fit", facts, "--fit-steps", 3, "--calibration", text, "--outside-mask", "compensate")
+    whole = document_of(models[0], everywhere, tmp_path / "one.gguf", "Q4_0", *options, "--no-provenance")
+    counts = whole["files"][0]["totals"]
+    assert whole["files"][0]["fit"]["better"]
+    assert counts["asked"] == counts["landed"] + counts["saturated"]
+    assert counts["moved_by_compensation"] > 0
+    before = copy_with(models[0], tmp_path / "before.gguf", {}, tensors_a_part=8)
+    after = copy_with(everywhere, tmp_path / "after.gguf", {}, tensors_a_part=8)
+    document_of(before, after, tmp_path / "other.gguf", "Q4_0", *options, "--no-provenance")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--fit file"),
+        (b"\xff", "cannot be read as UTF-8 text"),
+        (b"", "holds no text"),
+        (b"a", "holds one token"),
+    ],
+)
+def test_a_text_that_cannot_be_fitted_to_is_one_error(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    facts = everywhere.with_name("both.jsonl")
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", "--fit", facts, "--fit", text)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "text.txt" in result.stderr
+
+
+def test_steps_without_anything_to_fit_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    result = call(*models, tmp_path / "out.gguf", "Q4_0", "--fit-steps", 3)
+    assert result.exit_code == 2
+    assert "--fit-steps 3 without --fit" in result.stderr
+
+
+def test_a_model_that_caps_its_logits_is_refused(
+    models: tuple[Path, Path], everywhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf_forget.checkpoint import open as opening
+
+    def capped(path: Path) -> Any:
+        model = outline(path)
+        model.config.final_logit_softcapping = 30.0
+        return model
+
+    outline = opening.outline
+    monkeypatch.setattr(opening, "outline", capped)
+    facts = everywhere.with_name("both.jsonl")
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", "--fit", facts, "--dry-run")
+    assert result.exit_code == 2
+    assert "caps its attention or its logits" in result.stderr
 
 
 def test_a_dry_run_states_what_fitting_takes(models: tuple[Path, Path], everywhere: Path, tmp_path: Path) -> None:
