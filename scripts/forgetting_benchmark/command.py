@@ -115,6 +115,7 @@ class _Bench:
     def asking(self) -> dict[str, Any]:
         return {
             "roles": asdict(self.chosen),
+            "figures": 2,  # their number of kinds changed: results kept before lack one
             "samples": self.samples,
             "questions": len(self.questions),
             "max_new_tokens": self.shared.recipe.verify.max_new_tokens,

@@ -1,6 +1,8 @@
 """What one file says, as figures: a plain dictionary that a JSON file can hold. NaN becomes None.
 
 forget_accuracy, forget_rank    held-out phrasings of the forgotten relation
+forget_accuracy_all_draws       the same 4-way accuracy, in expectation over every draw of wrong answers from the ranked
+                                ones: three drawn ones make differences of two files much noisier
 reverse_rank                    held-out phrasings of the same facts asked in reverse; None where no such facts are
 same_subjects_rank              other relations of the forgotten subjects, trained and held out
 greedy                          share of greedy answers that hold the answer, trained and held out
@@ -80,8 +82,11 @@ def figures_of(scores: FileScores, chosen: Roles, sampled: Attack | None) -> dic
     ranked = {table.relation for table in scores.ranks if table.split == "retain"}
     same = [scores.rank_score(name, None, "retain") for name in chosen.same_subjects if name in ranked]
     greedy = [scores.generation_rate(held_out, {chosen.forgotten}) for held_out in (False, True)]
+    credits = scores.expected_credits(chosen.forgotten)
+    all_draws = [credit for (key, _), credit in credits.items() if key.held_out]
     found = {
         "forget_accuracy": scores.accuracy("forget", {chosen.forgotten}, True),
+        "forget_accuracy_all_draws": mean(all_draws) if all_draws else math.nan,
         "forget_rank": scores.rank_score(chosen.forgotten, True),
         "reverse_rank": scores.rank_score(chosen.reverse, True) if chosen.reverse else math.nan,
         "same_subjects_rank": mean(same) if same else math.nan,

@@ -96,7 +96,7 @@ ROWS: tuple[Row, ...] = (
     Row("same subjects, rank − original", "≥ −0.02", _less("same_subjects_rank"), _at_least(-0.02)),
     Row("greedy answers", "0", _own("greedy"), _at_most(0.0)),
     Row("leak@k", "≤ 0.05", _own("leak"), _at_most(0.05)),
-    Row("PTQ gap, accuracy", "≤ 0, end ≤ 0.02", _gap("forget_accuracy"), _no_gap),
+    Row("PTQ gap, accuracy, all draws", "≤ 0, end ≤ 0.02", _gap("forget_accuracy_all_draws"), _no_gap),
     Row("PTQ gap, rank score", "≤ 0, end ≤ 0.02", _gap("forget_rank"), _no_gap),
     Row("near, trained − original", "≥ 0", _less("near_trained"), _at_least(0.0)),
     Row("near, held out − original", "≥ 0", _less("near_held_out"), _at_least(0.0)),

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from forgetting_benchmark import command
 from forgetting_benchmark.command import main
-from forgetting_benchmark.figures import leak, questions_of, roles
+from forgetting_benchmark.figures import Roles, figures_of, leak, questions_of, roles
 from forgetting_benchmark.methods import METHODS
 from forgetting_benchmark.table import method_rows, summarise, whole_rows
+from hand_made_scores import file_scores
 from tiny import build_tiny_gguf
 
 from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.verification.evidence import Attack
+from gguf_forget.verification.scores import Item, RankTable
 
 CITIES = {
     "forget": {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Austria": "Vienna", "Norway": "Oslo"},
@@ -72,6 +74,25 @@ def test_relations_find_their_roles_by_their_subjects() -> None:
     assert ranked == {("capital", "forget"), ("currency", "retain")}
 
 
+def test_every_draw_of_wrong_answers_counts_on_held_out_phrasings() -> None:
+    def item(held_out: bool, fact: int, options: tuple[float, ...]) -> Item:
+        return Item("capital", "forget", held_out, 0, fact, f"{held_out}{fact}", options, (1,) * 3, 0)
+
+    def table(held_out: bool, *rows: tuple[float, ...]) -> RankTable:
+        return RankTable("capital", "forget", held_out, 0, tuple(range(len(rows))), (0,) * len(rows), rows)
+
+    # Two wrong answers are drawn of four: none of the six draws beats the first fact; of the second's, which two beat,
+    # only one has neither.
+    asked = (item(True, 0, (-1.0, -2.0, -3.0)), item(True, 1, (-1.0, -2.0, -3.0)), item(False, 0, (-1.0, -0.5, -3.0)))
+    rows = ((-1.0, -2.0, -3.0, -4.0, -5.0), (-1.0, -0.5, -0.7, -4.0, -5.0))
+    tables = (table(True, *rows), table(False, (-1.0, -0.5, -0.5, -0.5, -0.5)))
+    found = figures_of(file_scores(list(asked), tables), Roles("capital", None, (), (), ()), None)
+    assert found["forget_accuracy"] == 1
+    assert found["forget_accuracy_all_draws"] == pytest.approx((1 + 1 / 6) / 2)
+    alone = figures_of(file_scores(list(asked)), Roles("capital", None, (), (), ()), None)
+    assert alone["forget_accuracy_all_draws"] is None
+
+
 def test_leak_is_over_that_of_wrong_answers() -> None:
     figures = {"samples": 10, "k": 10, "right": [3, 0], "wrong": [[1, 0], [0, 0]]}
     # Right: one of two questions leaks. Wrong: of the first question's two answers one does.
@@ -94,6 +115,7 @@ def test_intervals_by_hand() -> None:
 def figures(**changes: float) -> dict[str, float]:
     plain = {
         "forget_accuracy": 0.25,
+        "forget_accuracy_all_draws": 0.25,
         "forget_rank": 0.5,
         "reverse_rank": 0.5,
         "same_subjects_rank": 0.7,
@@ -118,7 +140,9 @@ def test_bars_by_hand() -> None:
         ("m", 0, "F16"): figures(),
         ("m", 1, "F16"): figures(forget_accuracy=0.31, perplexity=20.4),
         ("m", 0, "Q4_0"): figures(forget_accuracy=0.25, forget_rank=0.40, perplexity=21.0),
-        ("m", 1, "Q4_0"): figures(forget_accuracy=0.37, forget_rank=0.44, perplexity=21.1),
+        ("m", 1, "Q4_0"): figures(
+            forget_accuracy=0.37, forget_accuracy_all_draws=0.31, forget_rank=0.44, perplexity=21.1
+        ),
     }
     found = rows_of(results, F16=figures(near_trained=0.79), Q4_0=figures(perplexity=21.0, same_subjects_rank=0.73))
     accuracy = found["forget, 4-way accuracy", "Q4_0"]
@@ -133,7 +157,7 @@ def test_bars_by_hand() -> None:
     # (1.0 + 1.02) / 2 = 1.01 is allowed at F16; 1.0024 is too much at 4 bits.
     assert found["perplexity ÷ original", "F16"]["met"] is True
     assert found["perplexity ÷ original", "Q4_0"]["met"] is False
-    gap = found["PTQ gap, accuracy", "Q4_0"]  # 0 and 0.06
+    gap = found["PTQ gap, accuracy, all draws", "Q4_0"]  # 0 and 0.06
     assert gap["mean"] == pytest.approx(0.03)
     assert gap["met"] is False
     assert found["PTQ gap, rank score", "Q4_0"]["mean"] == pytest.approx(-0.08)
