@@ -27,7 +27,7 @@ from gguf_forget.fitting.layout import Layout
 from gguf_forget.fitting.objective import Losses, Questions, losses
 from gguf_forget.grids.levels import Codes
 
-MEMORY = 0.8  # of what gradients and curvatures were before, at every step
+MEMORY = 0.9  # of what gradients and curvatures were before, at every step
 FALL = 0.3  # of the loss, by which the first step is to lower it if the loss were linear; 0 at the end, linearly
 CANDIDATES = 0.03  # of a tensor's weights, at every step
 LEAST_CANDIDATES = 256
