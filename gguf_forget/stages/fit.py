@@ -173,7 +173,8 @@ class _Fitter:
                     if now.total() < best.total():
                         best, chosen = now, {name: codes.copy() for name, codes in codes_of(tensors).items()}
 
-            fit(model, tensors, self._batches(SEED), steps=self.steps, threads=self.threads, progress=heard)
+            if tensors:
+                fit(model, tensors, self._batches(SEED), steps=self.steps, threads=self.threads, progress=heard)
         document = {
             "steps": self.steps,
             "better": bool(chosen),
