@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -96,11 +96,7 @@ def _watched(tensors: Sequence[FittedTensor], seen: Sequence[_Seen]) -> Iterator
 def mean_losses(model: Any, questions: Sequence[Questions]) -> Losses:
     with torch.no_grad():
         found = [losses(model, each)[1] for each in questions]
-    return Losses(*(sum(values) / len(found) for values in zip(*map(_values, found), strict=True)))
-
-
-def _values(found: Losses) -> tuple[float, ...]:
-    return found.gap, found.forget, found.retain, found.text
+    return Losses(*(sum(values) / len(found) for values in zip(*map(astuple, found), strict=True)))
 
 
 def fit(

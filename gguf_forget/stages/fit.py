@@ -19,7 +19,7 @@ from gguf_forget.export.patch import RoundingOptions, edit_of
 from gguf_forget.export.quantize import Fitter, Planned
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.facts.schema import Fact, join_facts, read_facts
-from gguf_forget.facts.text import builtin_documents, chunks
+from gguf_forget.facts.text import HALVES, builtin_documents, chunks
 from gguf_forget.facts.tokens import Example, encode_facts
 from gguf_forget.grids import CODECS
 from gguf_forget.grids.levels import Levels
@@ -47,8 +47,9 @@ class FitData:
     examples: list[Example]
     text: list[list[int]]
 
-    def forgotten(self) -> list[Example]:
-        return [example for example in self.examples if self.facts[example.fact].split == "forget"]
+    def forgotten(self) -> int:
+        """How many examples are to forget."""
+        return sum(self.facts[example.fact].split == "forget" for example in self.examples)
 
 
 def read_fit_data(files: Sequence[Path], tokenize: Tokenize) -> FitData:
@@ -72,7 +73,7 @@ def read_fit_data(files: Sequence[Path], tokenize: Tokenize) -> FitData:
                 raise InputError(f"--fit: {file} holds one token", hint="give some pages of the text the model is for")
             text += [chunk[:TEXT_TOKENS] for chunk in found]
     if not text:
-        text = chunks(builtin_documents("train"), tokenize, length=TEXT_TOKENS, count=TEXT_CHUNKS, seed=SEED)
+        text = chunks(builtin_documents(HALVES[0]), tokenize, length=TEXT_TOKENS, count=TEXT_CHUNKS, seed=SEED)
     return FitData(facts, examples, text)
 
 
@@ -105,7 +106,7 @@ def plan_fit(pair: Pair, planned: Planned, data: FitData, steps: int) -> dict[st
     weights = sum(parameter.numel() for parameter in model.parameters())
     mean = sum(len(example.tokens) for example in data.examples) / len(data.examples)
     tokens = (FORGET + RETAIN) * mean + TEXT * len(data.text[0])
-    forgotten = len(data.forgotten())
+    forgotten = data.forgotten()
     return {
         "steps": steps,
         "forget": forgotten,

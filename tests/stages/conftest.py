@@ -1,0 +1,7 @@
+"""The tiny model and its edited copy."""
+
+from __future__ import annotations
+
+from small_edits import models
+
+__all__ = ["models"]
