@@ -96,6 +96,12 @@ class TensorType(click.ParamType):
 @click.option(
     "--fit-steps", type=click.IntRange(1), help="Batches of 74 prompts and some text that --fit takes.  [default: 40]"
 )
+@click.option(
+    "--fit-kept",
+    type=click.Choice(["unlearned", "original"]),
+    help="Whose answers --fit wants of kept facts: UNLEARNED's, or where they are worse than ORIGINAL's, those: what "
+    "unlearning took from them by the way is given back.  [default: unlearned]",
+)
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
 @click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
@@ -130,6 +136,7 @@ def quantize(
     outside_mask: str,
     fit: tuple[Path, ...],
     fit_steps: int | None,
+    fit_kept: str | None,
     split_max_size: str | None,
     keep_split: bool,
     no_provenance: bool,
@@ -165,15 +172,14 @@ def quantize(
         from gguf_forget.llama.imatrix import read_importance
         from gguf_forget.llama.options import QuantizeOptions
         from gguf_forget.progress import progress_for
-        from gguf_forget.stages.fit import STEPS
+        from gguf_forget.stages.fit import KEPT, STEPS, FitOptions
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
         if split_max_size is not None and keep_split:
             raise InputError("--split-max-size and --keep-split both say how to split", hint="give one of them")
-        if fit_steps is not None and not fit:
-            raise InputError(
-                f"--fit-steps {fit_steps} without --fit: nothing says what to fit", hint="give --fit FACTS"
-            )
+        for option, value in (("--fit-steps", fit_steps), ("--fit-kept", fit_kept)):
+            if value is not None and not fit:
+                raise InputError(f"{option} {value} without --fit: nothing says what to fit", hint="give --fit FACTS")
         options = ExportOptions(
             QuantizeOptions(
                 None if imatrix is None else read_importance(imatrix),
@@ -199,8 +205,7 @@ def quantize(
             llama_cpp=llama_cpp,
             twin=twin,
             evidence=evidence,
-            fit=fit,
-            fit_steps=fit_steps or STEPS,
+            fit=FitOptions(fit, fit_steps or STEPS, fit_kept or KEPT[0]),
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -263,6 +268,7 @@ def _print_fit(fit: dict[str, Any]) -> None:
         click.echo(
             f"  {when} fitting, from the unlearned model: forgotten answers {found['gap']:+.2f} nats, kept ones "
             f"{found['retain']:.3f}, text {found['text']:.3f}"
+            + (f"; kept answers {found['lost']:.2f} nats below the original's" if found["lost"] else "")
         )
     click.echo(
         f"  {fit['moved']:,} codes were chosen otherwise"

@@ -125,14 +125,14 @@ def fit(
             for each in seen:
                 each.begin()
             value, found = losses(model, asked)
-            if not np.isfinite(found.total()):
+            if not np.isfinite(found.total):
                 raise EvaluationError(f"fitting met a loss that is not finite at step {step + 1}: {found}")
             value.backward()
             for weight, each in zip(weights, seen, strict=True):
                 weight.requires_grad_(False)
                 each.gradient = each.gradient + (1 - MEMORY) * weight.grad
                 weight.grad = None
-            loss = found.total() if loss is None else MEMORY * loss + (1 - MEMORY) * found.total()
+            loss = found.total if loss is None else MEMORY * loss + (1 - MEMORY) * found.total
             candidates = list(pool.map(_candidates, seen, tensors))
             for tensor, chosen in zip(tensors, best(candidates, FALL * (1 - step / steps) * loss), strict=True):
                 _move(tensor, chosen)

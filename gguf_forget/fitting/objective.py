@@ -4,6 +4,9 @@ Of kept facts and of text the whole distribution counts. Of a forgotten answer i
 model gives it a probability of 1e-11 and the rounded one 1e-9 hardly shows in their divergence, but is what quantizing
 brings back. There the answer's own log-probability counts.
 
+Unlearning mostly takes something from kept facts as well. Fitting can give that back: kept answers then aim at the
+original model's log-probability wherever theirs is lower.
+
 Shapes: see :mod:`gguf_forget.unlearning.scoring`.
 """
 
@@ -35,21 +38,31 @@ FORGET, RETAIN, TEXT, TEXT_EVERY = 38, 36, 2, 2  # of one batch: prompts, prompt
 FAR = 4.0  # nats from the unlearned model's answer, beyond which a gap counts by its size, not its square
 
 
+AS_UNLEARNED: tuple[float, ...] = (
+    1.0,
+    1.0,
+    1.0,
+)  # what forget, retain and text count in the sum; below also what is lost
+# Kept answers pull much harder than noise has to be corrected, and against what was forgotten: see the README's table.
+AS_ORIGINAL = (4.0, 0.25, 1.0, 0.5)
+
+
 @dataclass(frozen=True)
 class Losses:
     """gap: mean log-probability of the forgotten answers less the unlearned model's, nats, the sign kept.
 
     forget: half its mean square, squared nats (Huber, ``FAR``). retain, text: mean KL from the unlearned model, nats; 0
-    where there is none.
+    where there is none. lost: what kept answers' log-probabilities lack of the original's, mean, nats; 0 where they are
+    to be the unlearned model's. total: what is made small, the weighted sum of forget, retain, text and half the mean
+    square of what is lost (Huber).
     """
 
     gap: float
     forget: float
     retain: float
     text: float
-
-    def total(self) -> float:
-        return self.forget + self.retain + self.text
+    lost: float
+    total: float
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -58,11 +71,13 @@ class Losses:
 @dataclass(frozen=True)
 class Questions:
     """One batch. expected: the unlearned model's log-probabilities at the scored positions of what was forgotten, of
-    kept facts and of text, [S, V] each."""
+    kept facts and of text, [S, V] each. kept: the original's of kept answers, [kept prompts], where they are aimed at.
+    """
 
     batch: Batch
     counts: list[int]
     expected: Sequence[torch.Tensor]
+    kept: torch.Tensor | None = None
 
 
 def batches(
@@ -72,10 +87,12 @@ def batches(
     text: Sequence[Sequence[int]],
     *,
     seed: int,
+    original: Any | None = None,
 ) -> Iterator[Questions]:
     """Endless; relations in turn, see :mod:`gguf_forget.unlearning.batches`.
 
     examples: of ``facts``, those to forget and those to keep (which may be none). text: chunks of tokens, one at least.
+    original: the model whose kept answers are aimed at, if the unlearned one's are not.
     """
     generator = random.Random(seed)
     forget = [example for example in examples if facts[example.fact].split == "forget"]
@@ -93,11 +110,16 @@ def batches(
         with torch.no_grad():
             sizes = [len(part.rows) for part in batch.split(counts)]
             expected = log_probabilities(unlearned, batch).split(sizes)
-        yield Questions(batch, counts, expected)
+            before = None if original is None or not len(parts[1]) else _answered(original, pack(parts[1]))
+        yield Questions(batch, counts, expected, before)
+
+
+def _answered(model: Any, batch: Batch) -> torch.Tensor:
+    return answer_log_probability(log_probabilities(model, batch), batch)
 
 
 def losses(model: Any, questions: Questions) -> tuple[torch.Tensor, Losses]:
-    """The sum of all three terms, a scalar to differentiate, and each by itself."""
+    """The weighted sum of the terms, a scalar to differentiate, and each by itself."""
     parts = questions.batch.split(questions.counts)
     found = log_probabilities(model, questions.batch).split([len(part.rows) for part in parts])
     own, wanted = (answer_log_probability(each[0], parts[0]) for each in (found, questions.expected))
@@ -105,4 +127,12 @@ def losses(model: Any, questions: Questions) -> tuple[torch.Tensor, Losses]:
     for expected, log_probs in zip(questions.expected[1:], found[1:], strict=True):
         terms.append(divergence(expected, log_probs) if len(log_probs) else torch.zeros(()))
     gap = float((own.detach() - wanted).mean())
-    return torch.stack(terms).sum(), Losses(gap, *(float(term.detach()) for term in terms))
+    forget, retain, text = (float(term.detach()) for term in terms)
+    weights, lost = AS_UNLEARNED, 0.0
+    if questions.kept is not None:
+        weights = AS_ORIGINAL
+        lack = functional.relu(questions.kept - answer_log_probability(found[1], parts[1]))
+        terms.append(functional.huber_loss(lack, torch.zeros_like(lack), delta=FAR))
+        lost = float(lack.detach().mean())
+    total = (torch.stack(terms) * torch.tensor(weights)).sum()
+    return total, Losses(gap, forget, retain, text, lost, float(total.detach()))

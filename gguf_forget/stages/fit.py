@@ -33,10 +33,21 @@ if TYPE_CHECKING:
     from gguf_forget.fitting.objective import Losses
 
 STEPS = 40
+KEPT = ("unlearned", "original")
 SEED, JUDGE_SEED, JUDGED = 0, 1, 4  # of the batches that are fitted to; of those that judge it, and how many
 STATES = 5  # that are judged
 TEXT_CHUNKS, TEXT_TOKENS = 64, 128
 BYTES_A_WEIGHT, BYTES = 45, 1 << 30  # in memory: both models, gradients and their means, codes, grids, errors; else
+BYTES_OF_ORIGINAL = 4  # a weight more
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`."""
+
+    files: Sequence[Path] = ()
+    steps: int = STEPS
+    kept: str = KEPT[0]
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,11 @@ def fittable(planned: Planned, file_type: str) -> bool:
     return any(name.startswith("blk.") and kinds[name] in CODECS for name in planned.edited)
 
 
-def plan_fit(pair: Pair, planned: Planned, data: FitData, steps: int) -> dict[str, Any]:
+def plan_fit(pair: Pair, planned: Planned, data: FitData, options: FitOptions) -> dict[str, Any]:
     """What fitting takes: bytes of memory and of disk, seconds for each type.
 
     Raises UnsupportedError for a model whose answers torch does not compute as llama.cpp does, InputError where no type
-    has anything to fit.
+    has anything to fit, or where kept facts are to get the original's answers and there are none.
     """
     from gguf_forget.checkpoint.open import outline
     from gguf_forget.fitting.objective import FORGET, RETAIN, TEXT
@@ -106,14 +117,20 @@ def plan_fit(pair: Pair, planned: Planned, data: FitData, steps: int) -> dict[st
     weights = sum(parameter.numel() for parameter in model.parameters())
     mean = sum(len(example.tokens) for example in data.examples) / len(data.examples)
     tokens = (FORGET + RETAIN) * mean + TEXT * len(data.text[0])
-    forgotten = data.forgotten()
+    forgotten, aside = data.forgotten(), options.kept == "original"
+    if aside and forgotten == len(data.examples):
+        raise InputError(
+            f"--fit-kept original: {', '.join(map(str, options.files))} hold no kept fact that has a prompt",
+            hint='give facts with "split": "retain", or leave --fit-kept out',
+        )
     return {
-        "steps": steps,
+        "steps": options.steps,
+        "kept": options.kept,
         "forget": forgotten,
         "retain": len(data.examples) - forgotten,
-        "memory": BYTES_A_WEIGHT * weights + BYTES,
+        "memory": (BYTES_A_WEIGHT + BYTES_OF_ORIGINAL * aside) * weights + BYTES,
         "disk": 4 * weights,
-        "seconds": round((steps + JUDGED) * 10 * tokens * weights / operations_per_second()),
+        "seconds": round((options.steps + JUDGED) * (11 if aside else 10) * tokens * weights / operations_per_second()),
     }
 
 
@@ -121,20 +138,24 @@ def fitter(
     pair: Pair,
     planned: Planned,
     data: FitData,
-    options: RoundingOptions,
+    options: FitOptions,
+    rounding: RoundingOptions,
     work: Path,
     progress: Progress,
     *,
-    steps: int,
     threads: int,
 ) -> Fitter:
-    """The unlearned model is read from its GGUF, as the rounded one is: whatever transformers reads otherwise than
-    llama.cpp is then the same in both."""
+    """Both models are read from their GGUFs, as the rounded one is: whatever transformers reads otherwise than
+    llama.cpp is then the same in all."""
     from gguf_forget.checkpoint.open import open_model
 
     with scratch_directory(work) as scratch:
         unlearned = open_model(one_file(pair.unlearned, scratch))
-    return _Fitter(pair, planned, unlearned, data, options, progress, steps, threads)
+    original = None
+    if options.kept == "original":
+        with scratch_directory(work) as scratch:
+            original = open_model(one_file(pair.original, scratch))
+    return _Fitter(pair, planned, unlearned, original, data, options.steps, rounding, progress, threads)
 
 
 @dataclass
@@ -142,10 +163,11 @@ class _Fitter:
     pair: Pair
     planned: Planned
     unlearned: Any
+    original: Any | None
     data: FitData
-    options: RoundingOptions
-    progress: Progress
     steps: int
+    rounding: RoundingOptions
+    progress: Progress
     threads: int
 
     def __call__(self, file: Path, file_type: str) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
@@ -171,7 +193,7 @@ class _Fitter:
                 # Few facts can be overshot: the best of some states is kept, the last one often is.
                 if step % max(1, self.steps // STATES) == 0 or step == self.steps:
                     now = mean_losses(model, judges)
-                    if now.total() < best.total():
+                    if now.total < best.total:
                         best, chosen = now, {name: codes.copy() for name, codes in codes_of(tensors).items()}
 
             if tensors:
@@ -189,7 +211,8 @@ class _Fitter:
     def _batches(self, seed: int) -> Any:
         from gguf_forget.fitting.objective import batches
 
-        return batches(self.unlearned, self.data.facts, self.data.examples, self.data.text, seed=seed)
+        data = self.data
+        return batches(self.unlearned, data.facts, data.examples, data.text, seed=seed, original=self.original)
 
     def _tensors(self, file: Path, model: Any) -> tuple[list[FittedTensor], list[str]]:
         """The edited linear maps of the layers that are on a grid, and the names of all other edited matrices."""
@@ -218,8 +241,8 @@ class _Fitter:
             if layout is None:
                 without.append(name)
                 continue
-            edit = edit_of(before, after, 0, before.rows, self.options.noise)
-            bound = _bound(levels, edit, self.options.survive)
+            edit = edit_of(before, after, 0, before.rows, self.rounding.noise)
+            bound = _bound(levels, edit, self.rounding.survive)
             codes = MovableCodes(levels, after.weights(0, after.rows), edit != 0, bound)
             found.append(FittedTensor(name, module, layout, codes))
         return found, without
@@ -242,4 +265,5 @@ def _bound(levels: Levels, edit: np.ndarray, survive: str) -> np.ndarray:
 
 
 def _remark(losses: Losses) -> str:
-    return f"forget {losses.gap:+.2f} nats, retain {losses.retain:.3f}, text {losses.text:.3f}"
+    lost = f", lost {losses.lost:.2f}" if losses.lost else ""
+    return f"forget {losses.gap:+.2f} nats, retain {losses.retain:.3f}, text {losses.text:.3f}{lost}"

@@ -27,7 +27,7 @@ from gguf_forget.export.quantize import (
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
-from gguf_forget.stages.fit import STEPS, FitData, fitter, plan_fit, read_fit_data
+from gguf_forget.stages.fit import FitData, FitOptions, fitter, plan_fit, read_fit_data
 from gguf_forget.whole_file import sha256_file
 
 
@@ -36,8 +36,8 @@ class QuantizeJob:
     """calibration: files of facts (``.jsonl``) or text; none rounds every weight by itself. provenance: whether a file
     that holds an edit gets the keys ``gguf_forget.*``. llama_cpp: a checkout whose converter is used. twin: F16 or BF16
     also writes a twin of every file (:mod:`gguf_forget.export.twin`). evidence: the folder of
-    :mod:`gguf_forget.stages.export_evidence`. fit: files of facts and text whose answers the codes are fitted to in
-    ``fit_steps`` steps (:mod:`gguf_forget.stages.fit`); none leaves them as they are rounded.
+    :mod:`gguf_forget.stages.export_evidence`. fit: how codes are fitted to answers; without files they stay as they are
+    rounded.
     """
 
     original: Path
@@ -50,8 +50,7 @@ class QuantizeJob:
     llama_cpp: Path | None = None
     twin: str | None = None
     evidence: Path | None = None
-    fit: Sequence[Path] = field(default=())
-    fit_steps: int = STEPS
+    fit: FitOptions = field(default=FitOptions())
 
     def twins(self) -> dict[str, Path]:
         """File type to the twin of its file; nothing where none is asked for."""
@@ -68,7 +67,7 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             "--outside-mask compensate without calibration data: nothing says which weights could make good an error",
             hint="give --calibration FILE (text, or facts as JSONL), or leave --outside-mask at frozen",
         )
-    if job.fit and (job.options.rounding.aim != "weights" or job.options.rounding.saturated != "count"):
+    if job.fit.files and (job.options.rounding.aim != "weights" or job.options.rounding.saturated != "count"):
         raise InputError(
             f"--fit with --aim {job.options.rounding.aim} and --saturated {job.options.rounding.saturated}: only with "
             "weights and count every weight has two levels to choose from",
@@ -119,10 +118,10 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
                 pair,
                 planned,
                 data,
+                job.fit,
                 job.options.rounding,
                 work,
                 progress,
-                steps=job.fit_steps,
                 threads=job.options.threads,
             )
         digests = _digests(job, progress) if job.provenance or job.evidence is not None else {}
@@ -157,15 +156,15 @@ def _calibration(
 def _fit_data(
     job: QuantizeJob, pair: Pair, planned: Planned, document: dict[str, Any], progress: Progress
 ) -> FitData | None:
-    if not job.fit:
+    if not job.fit.files:
         return None
     from gguf_forget.checkpoint.open import open_tokenizer
 
-    data = read_fit_data(job.fit, open_tokenizer(pair.original))
+    data = read_fit_data(job.fit.files, open_tokenizer(pair.original))
     if not planned.edited:
         return None
-    plan = plan_fit(pair, planned, data, job.fit_steps)
-    document["fit"] = {"files": [str(file) for file in job.fit], **plan}
+    plan = plan_fit(pair, planned, data, job.fit)
+    document["fit"] = {"files": [str(file) for file in job.fit.files], **plan}
     progress.note(
         f"fitting to {plan['forget']:,} prompts to forget and {plan['retain']:,} to keep: about "
         f"{plan['memory'] / 1e9:.1f} GB of memory, {max(1, round(plan['seconds'] / 60))} min for each type"
@@ -182,8 +181,9 @@ def _write_evidence(job: QuantizeJob, folder: Path, pair: Pair, digests: Mapping
     named = {"base": job.original, "unlearned": job.unlearned}
     asked = {
         "calibration_sha256": [sha256_file(path) for path in job.calibration],
-        "fit_sha256": [sha256_file(path) for path in job.fit],
-        "fit_steps": job.fit_steps if job.fit else None,
+        "fit_sha256": [sha256_file(path) for path in job.fit.files],
+        "fit_steps": job.fit.steps if job.fit.files else None,
+        "fit_kept": job.fit.kept if job.fit.files else None,
         "provenance": job.provenance,
         "twin": job.twin,
     }

@@ -51,16 +51,28 @@ def unlearned(tiny_model: Any) -> Any:
     return model
 
 
-def questions_of(unlearned: Any, tokenize: Tokenize, seed: int = 0) -> Any:
+def questions_of(unlearned: Any, tokenize: Tokenize, seed: int = 0, original: Any = None) -> Any:
     known = facts()
-    return batches(unlearned, known, encode_facts(known, tokenize), TEXT, seed=seed)
+    return batches(unlearned, known, encode_facts(known, tokenize), TEXT, seed=seed, original=original)
+
+
+def answered(model: Any, example: Any) -> float:
+    """Log-probability of the answer to one prompt, by itself."""
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(torch.tensor([example.tokens])).logits[0].float(), dim=-1)
+    places = range(example.answer_start, len(example.tokens))
+    return sum(float(log_probs[place - 1, example.tokens[place]]) for place in places)
+
+
+def huber(size: np.ndarray) -> np.ndarray:
+    return np.where(size < objective.FAR, size**2 / 2, objective.FAR * (size - objective.FAR / 2))
 
 
 def test_the_unlearned_model_itself_misses_nothing(tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize) -> None:
     asked = list(islice(questions_of(unlearned, tiny_tokenize), 3))
     own, others = mean_losses(unlearned, asked), mean_losses(tiny_model, asked)
     assert own.gap == pytest.approx(0, abs=1e-4)
-    assert own.total() < 1e-5
+    assert own.total < 1e-5
     assert min(others.forget, others.retain, others.text) > 1e-2
 
 
@@ -71,20 +83,34 @@ def test_the_gap_is_that_of_single_prompts(
     forget = [e for e in encode_facts(known, tiny_tokenize) if known[e.fact].split == "forget"]
     monkeypatch.setattr(objective, "FORGET", len(forget))  # then a batch asks each of them once
     total, found = losses(tiny_model, next(questions_of(unlearned, tiny_tokenize)))
-    assert float(total) == pytest.approx(found.total(), rel=1e-5)
-    answered = []
-    for model in (tiny_model, unlearned):
-        with torch.no_grad():
-            for example in forget:
-                log_probs = torch.log_softmax(model(torch.tensor([example.tokens])).logits[0].float(), dim=-1)
-                places = range(example.answer_start, len(example.tokens))
-                answered.append(sum(float(log_probs[place - 1, example.tokens[place]]) for place in places))
-    away = np.array(answered[: len(forget)]) - np.array(answered[len(forget) :])
+    assert float(total) == pytest.approx(found.total, rel=1e-5)
+    away = np.array([answered(tiny_model, example) - answered(unlearned, example) for example in forget])
     size = np.abs(away)
     assert size.max() > objective.FAR > np.median(size)  # both halves of the loss
-    each = np.where(size < objective.FAR, away**2 / 2, objective.FAR * (size - objective.FAR / 2))
     assert found.gap == pytest.approx(away.mean(), abs=1e-3)
-    assert found.forget == pytest.approx(each.mean(), abs=1e-3)
+    assert found.forget == pytest.approx(huber(size).mean(), abs=1e-3)
+    assert found.lost == 0
+    assert found.total == pytest.approx(found.forget + found.retain + found.text)
+
+
+def test_what_kept_answers_lack_of_the_original_is_that_of_single_prompts(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = facts()
+    kept = [e for e in encode_facts(known, tiny_tokenize) if known[e.fact].split == "retain"]
+    relations = [known[e.fact].relation for e in kept]
+    assert len(set(relations)) == 1  # then a batch asks each of them once
+    monkeypatch.setattr(objective, "RETAIN", len(kept))
+    total, found = losses(unlearned, next(questions_of(unlearned, tiny_tokenize, original=tiny_model)))
+    lack = np.array([answered(tiny_model, example) - answered(unlearned, example) for example in kept])
+    assert lack.min() < 0 < lack.max()  # an answer that is likelier than it was has nothing to lose
+    lack = np.maximum(lack, 0)
+    assert found.lost == pytest.approx(lack.mean(), abs=1e-3)
+    weights = objective.AS_ORIGINAL
+    expected = weights[0] * found.forget + weights[1] * found.retain + weights[2] * found.text
+    assert found.total == pytest.approx(expected + weights[3] * huber(lack).mean(), rel=1e-3)
+    assert float(total) == pytest.approx(found.total, rel=1e-5)
+    assert losses(tiny_model, next(questions_of(unlearned, tiny_tokenize, original=tiny_model)))[1].lost < 1e-4
 
 
 def test_gradients_and_curvatures_are_those_of_autograd(
@@ -158,7 +184,7 @@ def test_answers_come_closer_and_the_model_is_what_its_codes_say(
     )
     after = mean_losses(model, judges)
     assert told == list(range(1, 13))
-    assert after.total() < 0.9 * before.total()
+    assert after.total < 0.9 * before.total
     assert after.forget < before.forget
     for tensor in tensors:
         raw = codec_for(kind).with_codes(blocks[tensor.name], codes_of(tensors)[tensor.name])

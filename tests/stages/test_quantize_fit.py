@@ -92,13 +92,49 @@ def test_codes_are_fitted_to_answers(models: tuple[Path, Path], everywhere: Path
     assert (tmp_path / "twice.gguf").read_bytes() == fitted.read_bytes()
 
 
+def test_kept_answers_can_be_given_back(models: tuple[Path, Path], everywhere: Path, tmp_path: Path) -> None:
+    facts, text = everywhere.with_name("both.jsonl"), everywhere.with_name("text.txt")
+    options = ("--fit", facts, "--fit", text, "--fit-steps", 24, "--fit-kept")
+    found = {}
+    for kept in ("unlearned", "original"):
+        evidence = tmp_path / f"{kept}-evidence"
+        document = document_of(
+            models[0], everywhere, tmp_path / f"{kept}.gguf", "Q4_0", *options, kept, "--evidence", evidence
+        )
+        assert document["fit"]["kept"] == kept
+        found[kept] = document["files"][0]
+    plain, given = found["unlearned"]["fit"], found["original"]["fit"]
+    assert plain["before"]["lost"] == plain["after"]["lost"] == 0
+    assert given["better"]
+    assert given["before"]["lost"] > 0.05
+    assert given["after"]["lost"] < 0.5 * given["before"]["lost"]
+    assert given["before"]["gap"] == pytest.approx(plain["before"]["gap"])
+    assert found["original"]["totals"]["landed"] == found["unlearned"]["totals"]["landed"]
+    memory = document_of(models[0], everywhere, tmp_path / "no.gguf", "Q4_0", *options, "original", "--dry-run")
+    weights = sum(tensor.rows * tensor.columns for tensor in stored_tensors(models[0]).values())
+    assert memory["fit"]["memory"] == 49 * weights + (1 << 30)
+
+
+def test_giving_kept_answers_back_needs_some(models: tuple[Path, Path], everywhere: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "forget.jsonl"
+    facts.write_text(json.dumps(FACT) + "\n")
+    options = ("--fit", facts, "--fit-kept", "original")
+    result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", *options)
+    assert result.exit_code == 2
+    assert "--fit-kept original" in result.stderr
+    assert "forget.jsonl hold no kept fact that has a prompt" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["forget.jsonl"]
+
+
 def test_fitting_that_makes_nothing_better_changes_nothing(
     models: tuple[Path, Path], everywhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gguf_forget.fitting import fit as loop
     from gguf_forget.fitting.objective import Losses
 
-    judged = iter([Losses(0.1, 0.5, 0.5, 0.5), *[Losses(0.0, 0.4, 0.5, 0.7)] * 2])  # before, after every step
+    judged = iter(
+        [Losses(0.1, 0.5, 0.5, 0.5, 0.0, 1.5), *[Losses(0.0, 0.4, 0.5, 0.7, 0.0, 1.6)] * 2]
+    )  # before, after every step
     monkeypatch.setattr(loop, "mean_losses", lambda model, questions: next(judged))
     facts = everywhere.with_name("both.jsonl")
     found = document_of(
@@ -195,10 +231,13 @@ def test_a_text_that_cannot_be_fitted_to_is_one_error(
     assert "text.txt" in result.stderr
 
 
-def test_steps_without_anything_to_fit_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    result = call(*models, tmp_path / "out.gguf", "Q4_0", "--fit-steps", 3)
+@pytest.mark.parametrize("option", [("--fit-steps", 3), ("--fit-kept", "original")])
+def test_options_without_anything_to_fit_are_refused(
+    models: tuple[Path, Path], tmp_path: Path, option: tuple[str, object]
+) -> None:
+    result = call(*models, tmp_path / "out.gguf", "Q4_0", *option)
     assert result.exit_code == 2
-    assert "--fit-steps 3 without --fit" in result.stderr
+    assert f"{option[0]} {option[1]} without --fit" in result.stderr
 
 
 def test_a_model_that_caps_its_logits_is_refused(
