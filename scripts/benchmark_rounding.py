@@ -12,6 +12,7 @@ made without any knowledge of a grid, stands for a model that another tool unlea
 - calibrated: `gguf-forget quantize --calibration RUN/facts.jsonl --calibration TEXT`,
 - calibrated, not carried: the same with `--no-carry`,
 - fitted: `gguf-forget quantize --fit RUN/facts.jsonl --fit TEXT`,
+- given back: the same with `--fit-kept original`,
 - noise: not at all, but with normal noise of the variance that llama.cpp's rounding has in every block (in F32, mean of
   three draws): what the type's coarseness does by itself when every edit arrives,
 
@@ -19,8 +20,9 @@ and asked through llama.cpp: the forgotten capitals on three of the phrasings th
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
 documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
 mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. "held out" is the same
-on phrasings that neither NPO nor fitting saw. Also given: the original in the same type, and how much of the edit
-arrived in the file's weights.
+on phrasings that neither NPO nor fitting saw. "kept" is the accuracy on kept capitals, and how far it is from the stock
+file's (facts are paired). Also given: the original in the same type, and how much of the edit arrived in the file's
+weights.
 
 A file is removed once it is scored. Exit codes: 0 measured, 2 a wrong argument or run.
 """
@@ -32,7 +34,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -52,9 +54,19 @@ from gguf_forget.stages.verify import score
 from gguf_forget.verification.scores import FileScores, Item
 
 TYPES = ("Q4_0", "Q4_K_M")
-SIDES = ("original", "stock", "nearest", "carried", "calibrated, not carried", "calibrated", "fitted", "noise")
+SIDES = (
+    "original",
+    "stock",
+    "nearest",
+    "carried",
+    "calibrated, not carried",
+    "calibrated",
+    "fitted",
+    "given back",
+    "noise",
+)
 DRAWS = 3  # of noise
-HEADER = ["type", "rounding", "4-way", "log p", "gap", "held out", "retain", "perplexity", "arrives"]
+HEADER = ["type", "rounding", "4-way", "log p", "gap", "held out", "kept", "perplexity", "arrives"]
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,16 +99,32 @@ def _asked(scores: FileScores, *, held_out: bool = False) -> list[Item]:
 
 def _gaps(scores: FileScores, reference: FileScores, *, held_out: bool) -> dict[int, float]:
     """By fact, how much more probable the answer is than in ``reference``, in nats."""
-    before = {(item.fact, item.phrasing): item.answer_log_probability for item in _asked(reference, held_out=held_out)}
+    asked = [_asked(each, held_out=held_out) for each in (scores, reference)]
+    return _differences(*asked, lambda item: item.answer_log_probability)
+
+
+def _kept(scores: FileScores) -> list[Item]:
+    return [item for item in scores.items if item.split == "retain" and item.relation == "capital"]
+
+
+def _differences(items: Sequence[Item], reference: Sequence[Item], value: Callable[[Item], float]) -> dict[int, float]:
+    """By fact, the mean over phrasings of the value less that of the same question in ``reference``."""
+    before = {(item.fact, item.phrasing): value(item) for item in reference}
     by_fact: dict[int, list[float]] = {}
-    for item in _asked(scores, held_out=held_out):
-        by_fact.setdefault(item.fact, []).append(item.answer_log_probability - before[item.fact, item.phrasing])
+    for item in items:
+        by_fact.setdefault(item.fact, []).append(value(item) - before[item.fact, item.phrasing])
     return {fact: mean(values) for fact, values in by_fact.items()}
 
 
-def _figures(files: Sequence[FileScores], reference: FileScores | None) -> dict[str, Any]:
-    """Means over ``files``; reference: of the unlearned model in F32."""
-    kept = [item for scores in files for item in scores.items if item.split == "retain" and item.relation == "capital"]
+def _with_error(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean and its standard error."""
+    found = np.array(values)
+    return {name: float(found.mean()), f"{name}_standard_error": float(found.std(ddof=1) / len(found) ** 0.5)}
+
+
+def _figures(files: Sequence[FileScores], reference: FileScores | None, stock: FileScores | None) -> dict[str, Any]:
+    """Means over ``files``; reference: of the unlearned model in F32; stock: of llama.cpp's file of the same type."""
+    kept = [item for scores in files for item in _kept(scores)]
     forget = [item for scores in files for item in _asked(scores)]
     figures: dict[str, Any] = {
         "accuracy": mean(item.credit() for item in forget),
@@ -108,10 +136,11 @@ def _figures(files: Sequence[FileScores], reference: FileScores | None) -> dict[
     if reference is not None:
         for name, held_out in (("gap", False), ("held_out_gap", True)):
             found = [_gaps(scores, reference, held_out=held_out) for scores in files]
-            gaps = np.array([mean(each[fact] for each in found) for fact in found[0]])
-            figures[name] = float(gaps.mean())
-            figures[f"{name}_standard_error"] = float(gaps.std(ddof=1) / len(gaps) ** 0.5)
+            figures |= _with_error(name, [mean(each[fact] for each in found) for fact in found[0]])
             figures[f"{name}_of_each_file"] = [mean(each.values()) for each in found]
+    if stock is not None:
+        found = [_differences(_kept(scores), _kept(stock), lambda item: item.credit()) for scores in files]
+        figures |= _with_error("retain_less_stock", [mean(each[fact] for each in found) for fact in found[0]])
     return figures
 
 
@@ -125,6 +154,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
     text = folder / "calibration.txt"
     text.write_text("\n\n".join(builtin_documents(HALVES[0])), encoding="utf-8")
     calibration = ["--calibration", str(facts), "--calibration", str(text)]
+    fit = ["--fit", str(facts), "--fit", str(text)]
 
     def judged(file: Path) -> FileScores:
         return score(
@@ -139,10 +169,11 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
         )
 
     reference = judged(unlearned)
-    rows = [{"type": "F32", "rounding": "none", **_figures([reference], None)}]
+    rows = [{"type": "F32", "rounding": "none", **_figures([reference], None, None)}]
     for given in arguments.types or TYPES:
         kind, _, pure = given.partition(":")
         more = ["--pure"] if pure else []
+        stock_scores: FileScores | None = None
         ways: Sequence[Sequence[str] | Path | None] = (
             original,
             unlearned,
@@ -150,22 +181,26 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
             [],
             [*calibration, "--no-carry"],
             calibration,
-            ["--fit", str(facts), "--fit", str(text)],
+            fit,
+            [*fit, "--fit-kept", "original"],
             None,
         )
         for side, how in zip(SIDES, ways, strict=True):
             if arguments.sides and side not in arguments.sides:
                 continue
-            file, arrives, stock = folder / "model.gguf", None, QuantizeOptions(pure=bool(pure))
+            file, arrives, options = folder / "model.gguf", None, QuantizeOptions(pure=bool(pure))
             if how is None:
-                asked = [judged(noisy) for noisy in _noisy(unlearned, file, kind, stock)]
+                asked = [judged(noisy) for noisy in _noisy(unlearned, file, kind, options)]
             else:
                 if isinstance(how, Path):
-                    quantize(how, file, kind, options=stock)
+                    quantize(how, file, kind, options=options)
                 else:
                     arrives = _ours(original, unlearned, file, kind, [*more, *how])["arrived_share"]
                 asked = [judged(file)]
-            rows.append({"type": given, "rounding": side, "arrives": arrives, **_figures(asked, reference)})
+            if side == "stock":
+                stock_scores = asked[0]
+            figures = _figures(asked, reference, stock_scores)
+            rows.append({"type": given, "rounding": side, "arrives": arrives, **figures})
             file.unlink()
     return rows
 
@@ -186,6 +221,9 @@ def _row(row: dict[str, Any]) -> list[str]:
         f"{row[name]:+.1f} ± {row[f'{name}_standard_error']:.1f}" if name in row else ""
         for name in ("gap", "held_out_gap")
     ]
+    kept = f"{row['retain_accuracy']:.3f}"
+    if "retain_less_stock" in row:
+        kept += f" ({row['retain_less_stock']:+.3f} ± {row['retain_less_stock_standard_error']:.3f})"
     arrives = f"{row['arrives']:.1%}" if row.get("arrives") is not None else ""
     return [
         row["type"],
@@ -193,7 +231,7 @@ def _row(row: dict[str, Any]) -> list[str]:
         f"{row['accuracy']:.3f}",
         f"{row['answer_log_probability']:.1f}",
         *gaps,
-        f"{row['retain_accuracy']:.3f}",
+        kept,
         f"{row['perplexity']:.2f}",
         arrives,
     ]

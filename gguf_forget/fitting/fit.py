@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from gguf_forget.errors import EvaluationError
 from gguf_forget.fitting.flips import Candidates, MovableCodes, best
@@ -31,6 +32,7 @@ MEMORY = 0.9  # of what gradients and curvatures were before, at every step
 FALL = 0.3  # of the loss, by which the first step is to lower it if the loss were linear; 0 at the end, linearly
 CANDIDATES = 0.03  # of a tensor's weights, at every step
 LEAST_CANDIDATES = 256
+PUSH = 0.05  # a nat of a phrasing's mean gap costs so much more after every step that meets it
 
 
 @dataclass
@@ -93,9 +95,30 @@ def _watched(tensors: Sequence[FittedTensor], seen: Sequence[_Seen]) -> Iterator
             handle.remove()
 
 
+class _Push:
+    """What a nat of each phrasing's gap costs beside the loss.
+
+    Phrasings that are few stay on one side, outvoted by the others. What is left of each one's mean therefore adds up,
+    until it is zero (the method of multipliers, of the constraint that it is).
+    """
+
+    def __init__(self) -> None:
+        self.values = torch.zeros(0)
+
+    def cost(self, phrasings: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
+        """Of a batch: a scalar to differentiate. Both [forget prompts]."""
+        self.values = functional.pad(self.values, (0, max(0, int(phrasings.max()) + 1 - len(self.values))))
+        return (self.values[phrasings] * gaps).mean()
+
+    def add(self, phrasings: torch.Tensor, gaps: torch.Tensor) -> None:
+        """Called after :meth:`cost`."""
+        for phrasing in phrasings.unique():
+            self.values[phrasing] += PUSH * gaps[phrasings == phrasing].mean()
+
+
 def mean_losses(model: Any, questions: Sequence[Questions]) -> Losses:
     with torch.no_grad():
-        found = [losses(model, each)[1] for each in questions]
+        found = [losses(model, each).losses for each in questions]
     return Losses(*(sum(values) / len(found) for values in zip(*map(astuple, found), strict=True)))
 
 
@@ -115,6 +138,7 @@ def fit(
     """
     seen = [_Seen() for _ in tensors]
     loss = None
+    push = _Push()
     weights = [tensor.module.weight for tensor in tensors]
     with _watched(tensors, seen), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for step in range(steps):
@@ -124,19 +148,21 @@ def fit(
                 weight.grad = None
             for each in seen:
                 each.begin()
-            value, found = losses(model, asked)
-            if not np.isfinite(found.total):
-                raise EvaluationError(f"fitting met a loss that is not finite at step {step + 1}: {found}")
-            value.backward()
+            found = losses(model, asked)
+            total = found.losses.total
+            if not np.isfinite(total):
+                raise EvaluationError(f"fitting met a loss that is not finite at step {step + 1}: {found.losses}")
+            (found.total + found.forget_weight * push.cost(asked.phrasings, found.gaps)).backward()
+            push.add(asked.phrasings, found.gaps.detach())
             for weight, each in zip(weights, seen, strict=True):
                 weight.requires_grad_(False)
                 each.gradient = each.gradient + (1 - MEMORY) * weight.grad
                 weight.grad = None
-            loss = found.total if loss is None else MEMORY * loss + (1 - MEMORY) * found.total
+            loss = total if loss is None else MEMORY * loss + (1 - MEMORY) * total
             candidates = list(pool.map(_candidates, seen, tensors))
             for tensor, chosen in zip(tensors, best(candidates, FALL * (1 - step / steps) * loss), strict=True):
                 _move(tensor, chosen)
-            progress(step + 1, found)
+            progress(step + 1, found.losses)
 
 
 def _candidates(seen: _Seen, tensor: FittedTensor) -> Candidates:

@@ -70,12 +70,15 @@ class Losses:
 
 @dataclass(frozen=True)
 class Questions:
-    """One batch. expected: the unlearned model's log-probabilities at the scored positions of what was forgotten, of
-    kept facts and of text, [S, V] each. kept: the original's of kept answers, [kept prompts], where they are aimed at.
+    """One batch. phrasings: of each of its prompts to forget the number of its relation and wording, [forget prompts].
+
+    expected: the unlearned model's log-probabilities at the scored positions of what was forgotten, of kept facts and
+    of text, [S, V] each. kept: the original's of kept answers, [kept prompts], where they are aimed at.
     """
 
     batch: Batch
     counts: list[int]
+    phrasings: torch.Tensor
     expected: Sequence[torch.Tensor]
     kept: torch.Tensor | None = None
 
@@ -97,12 +100,15 @@ def batches(
     generator = random.Random(seed)
     forget = [example for example in examples if facts[example.fact].split == "forget"]
     retain = [example for example in examples if facts[example.fact].split == "retain"]
+    keys = {_phrasing(facts, example) for example in forget}
+    numbers = {key: number for number, key in enumerate(sorted(keys))}
     asked = forget_cycle(facts, forget, generator)
     kept = retain_cycle(facts, retain, generator) if retain else iter(())
     prose = cycle(text, generator)
     while True:
+        chosen = [forget[row] for row in islice(asked, FORGET)]
         parts = [
-            answers([forget[row] for row in islice(asked, FORGET)]),
+            answers(chosen),
             answers(list(islice(kept, RETAIN))),
             plain_text(list(islice(prose, TEXT)), every=TEXT_EVERY),
         ]
@@ -111,22 +117,38 @@ def batches(
             sizes = [len(part.rows) for part in batch.split(counts)]
             expected = log_probabilities(unlearned, batch).split(sizes)
             before = None if original is None or not len(parts[1]) else _answered(original, pack(parts[1]))
-        yield Questions(batch, counts, expected, before)
+        own = torch.tensor([numbers[_phrasing(facts, example)] for example in chosen])
+        yield Questions(batch, counts, own, expected, before)
+
+
+def _phrasing(facts: Sequence[Fact], example: Example) -> tuple[str, int]:
+    return facts[example.fact].relation, example.phrasing
 
 
 def _answered(model: Any, batch: Batch) -> torch.Tensor:
     return answer_log_probability(log_probabilities(model, batch), batch)
 
 
-def losses(model: Any, questions: Questions) -> tuple[torch.Tensor, Losses]:
-    """The weighted sum of the terms, a scalar to differentiate, and each by itself."""
+@dataclass(frozen=True)
+class Found:
+    """losses: also as numbers. total: their weighted sum, a scalar to differentiate. gaps: of each forgotten answer,
+    nats, [forget prompts], differentiable as well. forget_weight: of theirs in the sum."""
+
+    losses: Losses
+    total: torch.Tensor
+    gaps: torch.Tensor
+    forget_weight: float
+
+
+def losses(model: Any, questions: Questions) -> Found:
     parts = questions.batch.split(questions.counts)
     found = log_probabilities(model, questions.batch).split([len(part.rows) for part in parts])
     own, wanted = (answer_log_probability(each[0], parts[0]) for each in (found, questions.expected))
+    gaps = own - wanted
     terms = [functional.huber_loss(own, wanted, delta=FAR)]
     for expected, log_probs in zip(questions.expected[1:], found[1:], strict=True):
         terms.append(divergence(expected, log_probs) if len(log_probs) else torch.zeros(()))
-    gap = float((own.detach() - wanted).mean())
+    gap = float(gaps.detach().mean())
     forget, retain, text = (float(term.detach()) for term in terms)
     weights, lost = AS_UNLEARNED, 0.0
     if questions.kept is not None:
@@ -135,4 +157,4 @@ def losses(model: Any, questions: Questions) -> tuple[torch.Tensor, Losses]:
         terms.append(functional.huber_loss(lack, torch.zeros_like(lack), delta=FAR))
         lost = float(lack.detach().mean())
     total = (torch.stack(terms) * torch.tensor(weights)).sum()
-    return total, Losses(gap, forget, retain, text, lost, float(total.detach()))
+    return Found(Losses(gap, forget, retain, text, lost, float(total.detach())), total, gaps, weights[0])

@@ -82,8 +82,10 @@ def test_the_gap_is_that_of_single_prompts(
     known = facts()
     forget = [e for e in encode_facts(known, tiny_tokenize) if known[e.fact].split == "forget"]
     monkeypatch.setattr(objective, "FORGET", len(forget))  # then a batch asks each of them once
-    total, found = losses(tiny_model, next(questions_of(unlearned, tiny_tokenize)))
-    assert float(total) == pytest.approx(found.total, rel=1e-5)
+    whole = losses(tiny_model, next(questions_of(unlearned, tiny_tokenize)))
+    found = whole.losses
+    assert float(whole.total) == pytest.approx(found.total, rel=1e-5)
+    assert float(whole.gaps.mean()) == pytest.approx(found.gap, abs=1e-5)
     away = np.array([answered(tiny_model, example) - answered(unlearned, example) for example in forget])
     size = np.abs(away)
     assert size.max() > objective.FAR > np.median(size)  # both halves of the loss
@@ -101,7 +103,8 @@ def test_what_kept_answers_lack_of_the_original_is_that_of_single_prompts(
     relations = [known[e.fact].relation for e in kept]
     assert len(set(relations)) == 1  # then a batch asks each of them once
     monkeypatch.setattr(objective, "RETAIN", len(kept))
-    total, found = losses(unlearned, next(questions_of(unlearned, tiny_tokenize, original=tiny_model)))
+    whole = losses(unlearned, next(questions_of(unlearned, tiny_tokenize, original=tiny_model)))
+    found = whole.losses
     lack = np.array([answered(tiny_model, example) - answered(unlearned, example) for example in kept])
     assert lack.min() < 0 < lack.max()  # an answer that is likelier than it was has nothing to lose
     lack = np.maximum(lack, 0)
@@ -109,8 +112,9 @@ def test_what_kept_answers_lack_of_the_original_is_that_of_single_prompts(
     weights = objective.AS_ORIGINAL
     expected = weights[0] * found.forget + weights[1] * found.retain + weights[2] * found.text
     assert found.total == pytest.approx(expected + weights[3] * huber(lack).mean(), rel=1e-3)
-    assert float(total) == pytest.approx(found.total, rel=1e-5)
-    assert losses(tiny_model, next(questions_of(unlearned, tiny_tokenize, original=tiny_model)))[1].lost < 1e-4
+    assert whole.forget_weight == weights[0]
+    assert float(whole.total) == pytest.approx(found.total, rel=1e-5)
+    assert losses(tiny_model, next(questions_of(unlearned, tiny_tokenize, original=tiny_model))).losses.lost < 1e-4
 
 
 def test_gradients_and_curvatures_are_those_of_autograd(
@@ -118,12 +122,15 @@ def test_gradients_and_curvatures_are_those_of_autograd(
 ) -> None:
     seen = []
     monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: seen.append(own) or _none())
+    monkeypatch.setattr(fit_module, "PUSH", 2.0)
     model, tensors, _ = rounded(unlearned)
     asked: list[Questions] = list(islice(questions_of(unlearned, tiny_tokenize), 2))
     fit(model, tensors, iter(asked), steps=2)
     expected: list[list[Any]] = [[0, 0, 0] for _ in tensors]
-    for questions in asked:
-        for sums, values in zip(expected, by_autograd(model, tensors, questions), strict=True):
+    pushes = [np.zeros(8), pushed(losses(model, asked[0]).gaps.detach().numpy(), asked[0].phrasings.numpy())]
+    assert np.abs(pushes[1]).max() > 0.1
+    for questions, push in zip(asked, pushes, strict=True):
+        for sums, values in zip(expected, by_autograd(model, tensors, questions, push), strict=True):
             for place, value in enumerate(values):
                 sums[place] = MEMORY * sums[place] + (1 - MEMORY) * value
     for own, sums in zip(seen[-len(tensors) :], expected, strict=True):
@@ -132,7 +139,14 @@ def test_gradients_and_curvatures_are_those_of_autograd(
             torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-9)
 
 
-def by_autograd(model: Any, tensors: list[FittedTensor], questions: Questions) -> list[tuple[Any, Any, Any]]:
+def pushed(gaps: np.ndarray, phrasings: np.ndarray) -> np.ndarray:
+    """What a nat of each phrasing's gap costs after one batch."""
+    return np.array([fit_module.PUSH * gaps[phrasings == n].mean() if n in phrasings else 0.0 for n in range(8)])
+
+
+def by_autograd(
+    model: Any, tensors: list[FittedTensor], questions: Questions, push: np.ndarray
+) -> list[tuple[Any, Any, Any]]:
     """Of every tensor the gradient, and sums of squares over all tokens of inputs and of outputs' gradients."""
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
@@ -147,16 +161,45 @@ def by_autograd(model: Any, tensors: list[FittedTensor], questions: Questions) -
     handles = [tensor.module.register_forward_hook(keep(tensor.name)) for tensor in tensors]
     for tensor in tensors:
         tensor.module.weight.requires_grad_(True)
-    losses(model, questions)[0].backward()
-    found = []
+    found = losses(model, questions)
+    each = [float(push[number]) * gap for number, gap in zip(questions.phrasings.tolist(), found.gaps, strict=True)]
+    (found.total + sum(each) / len(each)).backward()
+    measured = []
     for tensor, handle in zip(tensors, handles, strict=True):
         handle.remove()
         weight = tensor.module.weight
         read, given = inputs[tensor.name].detach().flatten(0, -2), outputs[tensor.name].grad.flatten(0, -2)
-        found.append((weight.grad, (read**2).sum(0), (given**2).sum(0)))
+        measured.append((weight.grad, (read**2).sum(0), (given**2).sum(0)))
         weight.grad = None
         weight.requires_grad_(False)
-    return found
+    return measured
+
+
+def test_few_prompts_of_a_phrasing_are_not_outvoted(
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phrasing that stays on one side costs more at every step, by as much as it is off."""
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: _none())  # nothing moves
+    monkeypatch.setattr(fit_module._Push, "cost", watched(seen))
+    model, tensors, _ = rounded(unlearned)
+    asked = next(questions_of(unlearned, tiny_tokenize))
+    assert len(asked.phrasings.unique()) > 1
+    fit(model, tensors, iter([asked] * 3), steps=3)
+    gaps = losses(model, asked).gaps.detach().numpy()
+    for step, push in enumerate(seen):
+        np.testing.assert_allclose(push, step * pushed(gaps, asked.phrasings.numpy())[: len(push)], atol=1e-5)
+
+
+def watched(seen: list[np.ndarray]) -> Any:
+    cost = fit_module._Push.cost
+
+    def call(own: Any, phrasings: Any, gaps: Any) -> Any:
+        found = cost(own, phrasings, gaps)
+        seen.append(own.values.numpy().copy())
+        return found
+
+    return call
 
 
 def _none() -> Any:

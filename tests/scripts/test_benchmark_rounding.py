@@ -29,16 +29,20 @@ def test_the_sides_are_scored_and_the_gap_is_paired_by_fact(
     for tensor in gguf.GGUFReader(unlearned, "r+").tensors:
         if len(tensor.shape) == 2:
             tensor.data[:] += generator.choice([-3e-4, 3e-4], tensor.data.shape).astype(np.float32)
-    sides = ["--side", "stock", "--side", "carried", "--side", "fitted", "--side", "noise"]
+    sides = ["--side", "stock", "--side", "carried", "--side", "fitted", "--side", "given back"]
+    sides += ["--side", "noise"]
     monkeypatch.setattr(sys, "argv", ["benchmark", str(run), "--json", str(out), "--type", TYPE, *sides])
     assert benchmark_rounding.main() == 0
     rows = {row["rounding"]: row for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == ["none", "stock", "carried", "fitted", "noise"]
+    assert list(rows) == ["none", "stock", "carried", "fitted", "given back", "noise"]
     reference = rows["none"]["answer_log_probability"]
-    for side in ("stock", "carried", "fitted", "noise"):
+    for side in ("stock", "carried", "fitted", "given back", "noise"):
         assert rows[side]["gap"] == pytest.approx(rows[side]["answer_log_probability"] - reference, abs=1e-6)
         assert rows[side]["gap_standard_error"] > 0
         assert rows[side]["held_out_gap"] != rows[side]["gap"]
+        kept = rows[side]["retain_accuracy"] - rows["stock"]["retain_accuracy"]
+        assert rows[side]["retain_less_stock"] == pytest.approx(kept, abs=1e-9)
+    assert "retain_less_stock" not in rows["none"]
     assert rows["stock"]["arrives"] is None
     draws = rows["noise"]["gap_of_each_file"]
     assert len(set(draws)) == 3
