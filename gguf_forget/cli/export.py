@@ -94,7 +94,9 @@ class TensorType(click.ParamType):
     "brings answers closer to those of UNLEARNED. Needs torch, minutes, and memory for several such models.",
 )
 @click.option(
-    "--fit-steps", type=click.IntRange(1), help="Batches of 74 prompts and some text that --fit takes.  [default: 40]"
+    "--fit-steps",
+    type=click.IntRange(1),
+    help="Batches of 74 prompts and some text that --fit takes.  [default: 40; with --fit-kept original 80]",
 )
 @click.option(
     "--fit-kept",
@@ -180,6 +182,7 @@ def quantize(
         for option, value in (("--fit-steps", fit_steps), ("--fit-kept", fit_kept)):
             if value is not None and not fit:
                 raise InputError(f"{option} {value} without --fit: nothing says what to fit", hint="give --fit FACTS")
+        kept = fit_kept or KEPT[0]
         options = ExportOptions(
             QuantizeOptions(
                 None if imatrix is None else read_importance(imatrix),
@@ -205,7 +208,7 @@ def quantize(
             llama_cpp=llama_cpp,
             twin=twin,
             evidence=evidence,
-            fit=FitOptions(fit, fit_steps or STEPS, fit_kept or KEPT[0]),
+            fit=FitOptions(fit, kept, fit_steps or STEPS[kept]),
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:

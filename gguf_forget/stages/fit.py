@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from gguf_forget.fitting.fit import FittedTensor
     from gguf_forget.fitting.objective import Losses
 
-STEPS = 40
-KEPT = ("unlearned", "original")
+STEPS = {"unlearned": 40, "original": 80}  # by whose answers kept facts are to get: giving back takes longer
+KEPT = tuple(STEPS)
 SEED, JUDGE_SEED, JUDGED = 0, 1, 4  # of the batches that are fitted to; of those that judge it, and how many
 STATES = 5  # that are judged
 TEXT_CHUNKS, TEXT_TOKENS = 64, 128
@@ -46,8 +46,8 @@ class FitOptions:
     """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`."""
 
     files: Sequence[Path] = ()
-    steps: int = STEPS
     kept: str = KEPT[0]
+    steps: int = STEPS[KEPT[0]]
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ def test_kept_answers_can_be_given_back(models: tuple[Path, Path], everywhere: P
     assert given["after"]["lost"] < 0.5 * given["before"]["lost"]
     assert given["before"]["gap"] == pytest.approx(plain["before"]["gap"])
     assert found["original"]["totals"]["landed"] == found["unlearned"]["totals"]["landed"]
-    memory = document_of(models[0], everywhere, tmp_path / "no.gguf", "Q4_0", *options, "original", "--dry-run")
+    planned = ("--fit", facts, "--fit-kept", "original", "--dry-run")
+    memory = document_of(models[0], everywhere, tmp_path / "no.gguf", "Q4_0", *planned)
+    assert memory["fit"]["steps"] == 80
     weights = sum(tensor.rows * tensor.columns for tensor in stored_tensors(models[0]).values())
     assert memory["fit"]["memory"] == 49 * weights + (1 << 30)
 
