@@ -20,9 +20,10 @@ and asked through llama.cpp: the forgotten capitals on three of the phrasings th
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
 documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
 mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. "held out" is the same
-on phrasings that neither NPO nor fitting saw. "kept" is the accuracy on kept capitals, and how far it is from the stock
-file's (facts are paired). Also given: the original in the same type, and how much of the edit arrived in the file's
-weights.
+on phrasings that neither NPO nor fitting saw. "kept" is the accuracy on kept capitals, "less stock" how far it is from
+the stock file's, where that is asked for too (paired as well), "held out" that on phrasings that nothing saw. Fitting
+is given the very facts that are asked about. Also given: the original in the same type, and how much of the edit
+arrived in the file's weights.
 
 A file is removed once it is scored. Exit codes: 0 measured, 2 a wrong argument or run.
 """
@@ -66,7 +67,19 @@ SIDES = (
     "noise",
 )
 DRAWS = 3  # of noise
-HEADER = ["type", "rounding", "4-way", "log p", "gap", "held out", "kept", "perplexity", "arrives"]
+HEADER = [
+    "type",
+    "rounding",
+    "4-way",
+    "log p",
+    "gap",
+    "held out",
+    "kept",
+    "less stock",
+    "held out",
+    "perplexity",
+    "arrives",
+]
 
 
 def _arguments() -> argparse.Namespace:
@@ -97,29 +110,34 @@ def _asked(scores: FileScores, *, held_out: bool = False) -> list[Item]:
     ]
 
 
-def _gaps(scores: FileScores, reference: FileScores, *, held_out: bool) -> dict[int, float]:
-    """By fact, how much more probable the answer is than in ``reference``, in nats."""
-    asked = [_asked(each, held_out=held_out) for each in (scores, reference)]
-    return _differences(*asked, lambda item: item.answer_log_probability)
+def _log_probability(item: Item) -> float:
+    return item.answer_log_probability
+
+
+def _credit(item: Item) -> float:
+    return item.credit()
 
 
 def _kept(scores: FileScores) -> list[Item]:
     return [item for item in scores.items if item.split == "retain" and item.relation == "capital"]
 
 
-def _differences(items: Sequence[Item], reference: Sequence[Item], value: Callable[[Item], float]) -> dict[int, float]:
-    """By fact, the mean over phrasings of the value less that of the same question in ``reference``."""
-    before = {(item.fact, item.phrasing): value(item) for item in reference}
+def paired(
+    files: Sequence[Sequence[Item]], reference: Sequence[Item], value: Callable[[Item], float]
+) -> tuple[float, float]:
+    """The mean over all questions of the value less that in ``reference``, and its standard error.
+
+    Questions about one fact are not independent: they are one draw, of as many questions as there are.
+    """
+    before = {(item.fact, item.sha256): value(item) for item in reference}
     by_fact: dict[int, list[float]] = {}
-    for item in items:
-        by_fact.setdefault(item.fact, []).append(value(item) - before[item.fact, item.phrasing])
-    return {fact: mean(values) for fact, values in by_fact.items()}
-
-
-def _with_error(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The mean and its standard error."""
-    found = np.array(values)
-    return {name: float(found.mean()), f"{name}_standard_error": float(found.std(ddof=1) / len(found) ** 0.5)}
+    for items in files:
+        for item in items:
+            by_fact.setdefault(item.fact, []).append(value(item) - before[item.fact, item.sha256])
+    count, facts = sum(map(len, by_fact.values())), len(by_fact)
+    average = sum(map(sum, by_fact.values())) / count
+    squares = sum((sum(values) - average * len(values)) ** 2 for values in by_fact.values())
+    return average, (squares * facts / (facts - 1)) ** 0.5 / count
 
 
 def _figures(files: Sequence[FileScores], reference: FileScores | None, stock: FileScores | None) -> dict[str, Any]:
@@ -130,17 +148,19 @@ def _figures(files: Sequence[FileScores], reference: FileScores | None, stock: F
         "accuracy": mean(item.credit() for item in forget),
         "answer_log_probability": mean(item.answer_log_probability for item in forget),
         "retain_accuracy": mean(item.credit() for item in kept),
+        "retain_accuracy_held_out": mean(item.credit() for item in kept if item.held_out),
         "perplexity": mean(scores.perplexity for scores in files),
         "facts": len({item.fact for item in forget}),
     }
     if reference is not None:
         for name, held_out in (("gap", False), ("held_out_gap", True)):
-            found = [_gaps(scores, reference, held_out=held_out) for scores in files]
-            figures |= _with_error(name, [mean(each[fact] for each in found) for fact in found[0]])
-            figures[f"{name}_of_each_file"] = [mean(each.values()) for each in found]
+            asked = [_asked(scores, held_out=held_out) for scores in files]
+            before = _asked(reference, held_out=held_out)
+            figures[name], figures[f"{name}_standard_error"] = paired(asked, before, _log_probability)
+            figures[f"{name}_of_each_file"] = [paired([each], before, _log_probability)[0] for each in asked]
     if stock is not None:
-        found = [_differences(_kept(scores), _kept(stock), lambda item: item.credit()) for scores in files]
-        figures |= _with_error("retain_less_stock", [mean(each[fact] for each in found) for fact in found[0]])
+        own = [_kept(scores) for scores in files]
+        figures["retain_less_stock"], figures["retain_less_stock_standard_error"] = paired(own, _kept(stock), _credit)
     return figures
 
 
@@ -221,9 +241,9 @@ def _row(row: dict[str, Any]) -> list[str]:
         f"{row[name]:+.1f} ± {row[f'{name}_standard_error']:.1f}" if name in row else ""
         for name in ("gap", "held_out_gap")
     ]
-    kept = f"{row['retain_accuracy']:.3f}"
+    against_stock = ""
     if "retain_less_stock" in row:
-        kept += f" ({row['retain_less_stock']:+.3f} ± {row['retain_less_stock_standard_error']:.3f})"
+        against_stock = f"{row['retain_less_stock']:+.3f} ± {row['retain_less_stock_standard_error']:.3f}"
     arrives = f"{row['arrives']:.1%}" if row.get("arrives") is not None else ""
     return [
         row["type"],
@@ -231,7 +251,9 @@ def _row(row: dict[str, Any]) -> list[str]:
         f"{row['accuracy']:.3f}",
         f"{row['answer_log_probability']:.1f}",
         *gaps,
-        kept,
+        f"{row['retain_accuracy']:.3f}",
+        against_stock,
+        f"{row['retain_accuracy_held_out']:.3f}",
         f"{row['perplexity']:.2f}",
         arrives,
     ]

@@ -101,8 +101,9 @@ class TensorType(click.ParamType):
 @click.option(
     "--fit-kept",
     type=click.Choice(["unlearned", "original"]),
-    help="Whose answers --fit wants of kept facts: UNLEARNED's, or where they are worse than ORIGINAL's, those: what "
-    "unlearning took from them by the way is given back.  [default: unlearned]",
+    help="What --fit wants of kept facts: UNLEARNED's answers, or ORIGINAL's wherever the file's are less likely: this "
+    "gives back what unlearning took from them. Forgotten answers may then end farther from UNLEARNED's.  "
+    "[default: unlearned]",
 )
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
@@ -174,7 +175,7 @@ def quantize(
         from gguf_forget.llama.imatrix import read_importance
         from gguf_forget.llama.options import QuantizeOptions
         from gguf_forget.progress import progress_for
-        from gguf_forget.stages.fit import KEPT, STEPS, FitOptions
+        from gguf_forget.stages.fit import KEPT, FitOptions
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
         if split_max_size is not None and keep_split:
@@ -182,7 +183,6 @@ def quantize(
         for option, value in (("--fit-steps", fit_steps), ("--fit-kept", fit_kept)):
             if value is not None and not fit:
                 raise InputError(f"{option} {value} without --fit: nothing says what to fit", hint="give --fit FACTS")
-        kept = fit_kept or KEPT[0]
         options = ExportOptions(
             QuantizeOptions(
                 None if imatrix is None else read_importance(imatrix),
@@ -208,7 +208,7 @@ def quantize(
             llama_cpp=llama_cpp,
             twin=twin,
             evidence=evidence,
-            fit=FitOptions(fit, kept, fit_steps or STEPS[kept]),
+            fit=FitOptions(fit, fit_kept or KEPT[0], fit_steps or 0),
         )
         document = quantize_model(job, progress_for(quiet=quiet), dry_run=dry_run)
         if as_json:
@@ -271,7 +271,7 @@ def _print_fit(fit: dict[str, Any]) -> None:
         click.echo(
             f"  {when} fitting, from the unlearned model: forgotten answers {found['gap']:+.2f} nats, kept ones "
             f"{found['retain']:.3f}, text {found['text']:.3f}"
-            + (f"; kept answers {found['lost']:.2f} nats below the original's" if found["lost"] else "")
+            + (f"; kept answers {found['lost']:.2f} nats below the original's" if fit["kept"] == "original" else "")
         )
     click.echo(
         f"  {fit['moved']:,} codes were chosen otherwise"

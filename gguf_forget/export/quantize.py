@@ -255,7 +255,8 @@ def _written(
         more = {"fit": found} if found else {}
         if codes:
             if quantize_options.metadata:
-                keys["gguf_forget.codes_fitted"] = more["fit"]["moved"]
+                keys["gguf_forget.codes_fitted"] = found["moved"]
+                keys["gguf_forget.fit_kept"] = found["kept"]
                 quantize_options = replace(quantize_options, metadata=tuple(keys.items()))
             written, outcomes, checks = rounded(codes)
     with (

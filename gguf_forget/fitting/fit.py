@@ -25,14 +25,14 @@ from torch.nn import functional
 from gguf_forget.errors import EvaluationError
 from gguf_forget.fitting.flips import Candidates, MovableCodes, best
 from gguf_forget.fitting.layout import Layout
-from gguf_forget.fitting.objective import Losses, Questions, losses
+from gguf_forget.fitting.objective import FAR, Losses, Questions, losses
 from gguf_forget.grids.levels import Codes
 
 MEMORY = 0.9  # of what gradients and curvatures were before, at every step
 FALL = 0.3  # of the loss, by which the first step is to lower it if the loss were linear; 0 at the end, linearly
 CANDIDATES = 0.03  # of a tensor's weights, at every step
 LEAST_CANDIDATES = 256
-PUSH = 0.05  # a nat of a phrasing's mean gap costs so much more after every step that meets it
+MULTIPLIER_STEP = 0.05  # by which a nat of a phrasing's mean gap raises its multiplier at every step that meets it
 
 
 @dataclass
@@ -95,25 +95,27 @@ def _watched(tensors: Sequence[FittedTensor], seen: Sequence[_Seen]) -> Iterator
             handle.remove()
 
 
-class _Push:
-    """What a nat of each phrasing's gap costs beside the loss.
+class _Multipliers:
+    """What a nat of each phrasing's gap costs beside the loss: Lagrange's, of the constraint that its mean is zero.
 
-    Phrasings that are few stay on one side, outvoted by the others. What is left of each one's mean therefore adds up,
-    until it is zero (the method of multipliers, of the constraint that it is).
+    Phrasings that are few stay on one side, outvoted by the others; what is left of their mean adds up here. At most
+    ``FAR``: one that no code can mend would drown all else. Facts are told apart by their relation alone; of those that
+    share none the constraint is on all together.
     """
 
     def __init__(self) -> None:
         self.values = torch.zeros(0)
 
-    def cost(self, phrasings: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
-        """Of a batch: a scalar to differentiate. Both [forget prompts]."""
+    def of(self, phrasings: torch.Tensor) -> torch.Tensor:
+        """[prompts], of each its own phrasing's."""
         self.values = functional.pad(self.values, (0, max(0, int(phrasings.max()) + 1 - len(self.values))))
-        return (self.values[phrasings] * gaps).mean()
+        return self.values[phrasings]
 
     def add(self, phrasings: torch.Tensor, gaps: torch.Tensor) -> None:
-        """Called after :meth:`cost`."""
+        """Both [prompts]; called after :meth:`of`."""
         for phrasing in phrasings.unique():
-            self.values[phrasing] += PUSH * gaps[phrasings == phrasing].mean()
+            self.values[phrasing] += MULTIPLIER_STEP * gaps[phrasings == phrasing].mean()
+        self.values.clamp_(-FAR, FAR)
 
 
 def mean_losses(model: Any, questions: Sequence[Questions]) -> Losses:
@@ -138,7 +140,7 @@ def fit(
     """
     seen = [_Seen() for _ in tensors]
     loss = None
-    push = _Push()
+    multipliers = _Multipliers()
     weights = [tensor.module.weight for tensor in tensors]
     with _watched(tensors, seen), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for step in range(steps):
@@ -152,8 +154,8 @@ def fit(
             total = found.losses.total
             if not np.isfinite(total):
                 raise EvaluationError(f"fitting met a loss that is not finite at step {step + 1}: {found.losses}")
-            (found.total + found.forget_weight * push.cost(asked.phrasings, found.gaps)).backward()
-            push.add(asked.phrasings, found.gaps.detach())
+            found.constrained(multipliers.of(asked.phrasings)).backward()
+            multipliers.add(asked.phrasings, found.gaps.detach())
             for weight, each in zip(weights, seen, strict=True):
                 weight.requires_grad_(False)
                 each.gradient = each.gradient + (1 - MEMORY) * weight.grad

@@ -43,7 +43,7 @@ AS_UNLEARNED: tuple[float, ...] = (
     1.0,
     1.0,
 )  # what forget, retain and text count in the sum; below also what is lost
-# Kept answers pull much harder than noise has to be corrected, and against what was forgotten: see the README's table.
+# Kept answers lack much more than noise takes, and giving them back pulls what was forgotten along.
 AS_ORIGINAL = (4.0, 0.25, 1.0, 0.5)
 
 
@@ -70,7 +70,8 @@ class Losses:
 
 @dataclass(frozen=True)
 class Questions:
-    """One batch. phrasings: of each of its prompts to forget the number of its relation and wording, [forget prompts].
+    """One batch. phrasings: of each of its prompts to forget the number of its relation and place among its fact's
+    prompts, [forget prompts].
 
     expected: the unlearned model's log-probabilities at the scored positions of what was forgotten, of kept facts and
     of text, [S, V] each. kept: the original's of kept answers, [kept prompts], where they are aimed at.
@@ -131,13 +132,17 @@ def _answered(model: Any, batch: Batch) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """losses: also as numbers. total: their weighted sum, a scalar to differentiate. gaps: of each forgotten answer,
-    nats, [forget prompts], differentiable as well. forget_weight: of theirs in the sum."""
+    """losses: as numbers. total: a scalar to differentiate. gaps: of each forgotten answer, nats, [forget prompts],
+    differentiable as well. forget_weight: of their term in the total."""
 
     losses: Losses
     total: torch.Tensor
     gaps: torch.Tensor
     forget_weight: float
+
+    def constrained(self, prices: torch.Tensor) -> torch.Tensor:
+        """The total where a nat of each forgotten answer's gap costs more, ``prices`` [forget prompts] in its term."""
+        return self.total + self.forget_weight * (prices * self.gaps).mean()
 
 
 def losses(model: Any, questions: Questions) -> Found:

@@ -1,4 +1,7 @@
-"""Codes of a rounded file, fitted to the answers of the unlearned model that it was made from."""
+"""Codes of a rounded file, fitted to the answers of the unlearned model that it was made from.
+
+Kept facts may get the original's answers instead.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ STEPS = {"unlearned": 40, "original": 80}  # by whose answers kept facts are to 
 KEPT = tuple(STEPS)
 SEED, JUDGE_SEED, JUDGED = 0, 1, 4  # of the batches that are fitted to; of those that judge it, and how many
 STATES = 5  # that are judged
+TOLERATED = 0.125  # of the forget term, half a square: half a nat
 TEXT_CHUNKS, TEXT_TOKENS = 64, 128
 BYTES_A_WEIGHT, BYTES = 45, 1 << 30  # in memory: both models, gradients and their means, codes, grids, errors; else
 BYTES_OF_ORIGINAL = 4  # a weight more
@@ -43,11 +47,16 @@ BYTES_OF_ORIGINAL = 4  # a weight more
 
 @dataclass(frozen=True)
 class FitOptions:
-    """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`."""
+    """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`. asked:
+    steps; 0 for as many as that takes."""
 
     files: Sequence[Path] = ()
     kept: str = KEPT[0]
-    steps: int = STEPS[KEPT[0]]
+    asked: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.asked or STEPS[self.kept]
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ def plan_fit(pair: Pair, planned: Planned, data: FitData, options: FitOptions) -
     forgotten, aside = data.forgotten(), options.kept == "original"
     if aside and forgotten == len(data.examples):
         raise InputError(
-            f"--fit-kept original: {', '.join(map(str, options.files))} hold no kept fact that has a prompt",
+            f"--fit-kept original: {', '.join(map(str, options.files))} hold no kept fact with a prompt, or only "
+            "such that another file forgets",
             hint='give facts with "split": "retain", or leave --fit-kept out',
         )
     return {
@@ -190,16 +200,18 @@ class _Fitter:
             def heard(step: int, losses: Losses) -> None:
                 nonlocal best, chosen
                 advance(1, _remark(losses))
-                # Few facts can be overshot: the best of some states is kept, the last one often is.
+                # Few facts can be overshot: the best of some states is kept, the last one often is. None that forgets
+                # clearly worse than before, whatever it gives back.
                 if step % max(1, self.steps // STATES) == 0 or step == self.steps:
                     now = mean_losses(model, judges)
-                    if now.total < best.total:
+                    if now.total < best.total and now.forget <= max(before.forget, TOLERATED):
                         best, chosen = now, {name: codes.copy() for name, codes in codes_of(tensors).items()}
 
             if tensors:
                 fit(model, tensors, self._batches(SEED), steps=self.steps, threads=self.threads, progress=heard)
         document = {
             "steps": self.steps,
+            "kept": KEPT[self.original is not None],
             "better": bool(chosen),
             "moved": sum(int((codes != start[name]).sum()) for name, codes in chosen.items()),
             "without": without,

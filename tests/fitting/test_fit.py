@@ -117,14 +117,16 @@ def test_what_kept_answers_lack_of_the_original_is_that_of_single_prompts(
     assert losses(tiny_model, next(questions_of(unlearned, tiny_tokenize, original=tiny_model))).losses.lost < 1e-4
 
 
+@pytest.mark.parametrize("given_back", [False, True])
 def test_gradients_and_curvatures_are_those_of_autograd(
-    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Any, unlearned: Any, tiny_tokenize: Tokenize, monkeypatch: pytest.MonkeyPatch, given_back: bool
 ) -> None:
     seen = []
     monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: seen.append(own) or _none())
-    monkeypatch.setattr(fit_module, "PUSH", 2.0)
+    monkeypatch.setattr(fit_module, "MULTIPLIER_STEP", 2.0)
     model, tensors, _ = rounded(unlearned)
-    asked: list[Questions] = list(islice(questions_of(unlearned, tiny_tokenize), 2))
+    original = tiny_model if given_back else None
+    asked: list[Questions] = list(islice(questions_of(unlearned, tiny_tokenize, original=original), 2))
     fit(model, tensors, iter(asked), steps=2)
     expected: list[list[Any]] = [[0, 0, 0] for _ in tensors]
     pushes = [np.zeros(8), pushed(losses(model, asked[0]).gaps.detach().numpy(), asked[0].phrasings.numpy())]
@@ -141,7 +143,9 @@ def test_gradients_and_curvatures_are_those_of_autograd(
 
 def pushed(gaps: np.ndarray, phrasings: np.ndarray) -> np.ndarray:
     """What a nat of each phrasing's gap costs after one batch."""
-    return np.array([fit_module.PUSH * gaps[phrasings == n].mean() if n in phrasings else 0.0 for n in range(8)])
+    return np.array(
+        [fit_module.MULTIPLIER_STEP * gaps[phrasings == n].mean() if n in phrasings else 0.0 for n in range(8)]
+    )
 
 
 def by_autograd(
@@ -163,7 +167,8 @@ def by_autograd(
         tensor.module.weight.requires_grad_(True)
     found = losses(model, questions)
     each = [float(push[number]) * gap for number, gap in zip(questions.phrasings.tolist(), found.gaps, strict=True)]
-    (found.total + sum(each) / len(each)).backward()
+    weight = objective.AS_ORIGINAL[0] if questions.kept is not None else 1.0
+    (found.total + weight * sum(each) / len(each)).backward()
     measured = []
     for tensor, handle in zip(tensors, handles, strict=True):
         handle.remove()
@@ -181,21 +186,26 @@ def test_few_prompts_of_a_phrasing_are_not_outvoted(
     """A phrasing that stays on one side costs more at every step, by as much as it is off."""
     seen: list[np.ndarray] = []
     monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: _none())  # nothing moves
-    monkeypatch.setattr(fit_module._Push, "cost", watched(seen))
+    monkeypatch.setattr(fit_module._Multipliers, "of", watched(seen))
     model, tensors, _ = rounded(unlearned)
     asked = next(questions_of(unlearned, tiny_tokenize))
     assert len(asked.phrasings.unique()) > 1
     fit(model, tensors, iter([asked] * 3), steps=3)
     gaps = losses(model, asked).gaps.detach().numpy()
-    for step, push in enumerate(seen):
-        np.testing.assert_allclose(push, step * pushed(gaps, asked.phrasings.numpy())[: len(push)], atol=1e-5)
+    assert len(seen) == 3
+    for step, values in enumerate(seen):
+        np.testing.assert_allclose(values, step * pushed(gaps, asked.phrasings.numpy())[: len(values)], atol=1e-5)
+    monkeypatch.setattr(fit_module, "MULTIPLIER_STEP", 1e6)
+    fit(model, tensors, iter([asked] * 2), steps=2)
+    assert np.abs(seen[-1]).max() == objective.FAR
 
 
 def watched(seen: list[np.ndarray]) -> Any:
-    cost = fit_module._Push.cost
+    """``_Multipliers.of`` that also keeps all of them."""
+    inner = fit_module._Multipliers.of
 
-    def call(own: Any, phrasings: Any, gaps: Any) -> Any:
-        found = cost(own, phrasings, gaps)
+    def call(own: Any, phrasings: Any) -> Any:
+        found = inner(own, phrasings)
         seen.append(own.values.numpy().copy())
         return found
 

@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import benchmark_rounding
 import numpy as np
@@ -51,6 +53,24 @@ def test_the_sides_are_scored_and_the_gap_is_paired_by_fact(
     # On other batches fitting is better or changes nothing; here every fact is in all of them.
     assert abs(rows["fitted"]["gap"]) < abs(rows["carried"]["gap"])
     assert "arrives" in capsys.readouterr().out
+
+
+def item(fact: int, question: str, value: float) -> Any:
+    return SimpleNamespace(fact=fact, sha256=question, value=value)
+
+
+def test_pairs_are_questions_and_their_facts_are_the_draws() -> None:
+    before = [item(0, "a", 1.0), item(0, "b", 0.0), item(1, "a", 0.5), item(2, "c", 0.0)]
+    after = [item(0, "b", 0.5), item(0, "a", 2.0), item(1, "a", 0.5), item(2, "c", -1.0)]
+    value = lambda each: each.value  # noqa: E731
+    assert benchmark_rounding.paired([before], before, value) == (0, 0)
+    mean, error = benchmark_rounding.paired([after], before, value)
+    assert mean == pytest.approx((1 + 0.5 + 0 - 1) / 4)
+    # Sums by fact less the mean for each of its questions: 1.5 - 0.25, -0.125, -1.125.
+    assert error == pytest.approx((3 / 2 * (1.25**2 + 0.125**2 + 1.125**2)) ** 0.5 / 4)
+    same = [item(fact, "a", 0.0) for fact in range(5)], [item(fact, "a", fact**2.0) for fact in range(5)]
+    mean, error = benchmark_rounding.paired([same[1]], same[0], value)
+    assert (mean, error) == pytest.approx((6, np.std([0, 1, 4, 9, 16], ddof=1) / 5**0.5))
 
 
 def test_a_run_without_its_baseline_exits_2(

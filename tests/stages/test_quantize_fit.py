@@ -45,14 +45,14 @@ KEPT = (("Japan", "Tokyo", "The city of Japan is"), ("Peru", "Lima", "The city o
 def test_codes_are_fitted_to_answers(models: tuple[Path, Path], everywhere: Path, tmp_path: Path, kind: str) -> None:
     base, facts, text = models[0], everywhere.with_name("both.jsonl"), everywhere.with_name("text.txt")
     plain, fitted = tmp_path / "plain.gguf", tmp_path / "fitted.gguf"
-    options = ("--fit", facts, "--fit", text, "--fit-steps", 24, "--evidence", tmp_path / "evidence")
+    options = ("--fit", facts, "--fit", text, "--fit-steps", 36, "--evidence", tmp_path / "evidence")
     without = document_of(base, everywhere, plain, kind)["files"][0]
     document = document_of(base, everywhere, fitted, kind, *options)
     found = document["files"][0]
     assert document["fit"]["forget"] == 1
     assert document["fit"]["retain"] == 2
     fit = found["fit"]
-    assert fit["better"]
+    assert fit["better"], fit
     assert fit["without"] == []
     assert sum(fit["after"][name] for name in ("forget", "retain", "text")) < sum(
         fit["before"][name] for name in ("forget", "retain", "text")
@@ -102,6 +102,10 @@ def test_kept_answers_can_be_given_back(models: tuple[Path, Path], everywhere: P
             models[0], everywhere, tmp_path / f"{kept}.gguf", "Q4_0", *options, kept, "--evidence", evidence
         )
         assert document["fit"]["kept"] == kept
+        options_kept = json.loads((evidence / "evidence.json").read_text())["options"]
+        assert (options_kept["fit_kept"], options_kept["fit_steps"]) == (kept, 24)
+        file = GgufFile(tmp_path / f"{kept}.gguf")
+        assert file.value("gguf_forget.fit_kept", None) == kept
         found[kept] = document["files"][0]
     plain, given = found["unlearned"]["fit"], found["original"]["fit"]
     assert plain["before"]["lost"] == plain["after"]["lost"] == 0
@@ -124,19 +128,28 @@ def test_giving_kept_answers_back_needs_some(models: tuple[Path, Path], everywhe
     result = call(models[0], everywhere, tmp_path / "out.gguf", "Q4_0", *options)
     assert result.exit_code == 2
     assert "--fit-kept original" in result.stderr
-    assert "forget.jsonl hold no kept fact that has a prompt" in result.stderr
+    assert "forget.jsonl hold no kept fact with a prompt" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["forget.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "worse",
+    [
+        (0.0, 0.4, 0.5, 0.7, 0.0, 1.6),  # in sum
+        (0.9, 0.6, 0.1, 0.1, 0.0, 0.8),  # in what was to be forgotten, whatever else is better
+    ],
+)
 def test_fitting_that_makes_nothing_better_changes_nothing(
-    models: tuple[Path, Path], everywhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: tuple[Path, Path],
+    everywhere: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    worse: tuple[float, ...],
 ) -> None:
     from gguf_forget.fitting import fit as loop
     from gguf_forget.fitting.objective import Losses
 
-    judged = iter(
-        [Losses(0.1, 0.5, 0.5, 0.5, 0.0, 1.5), *[Losses(0.0, 0.4, 0.5, 0.7, 0.0, 1.6)] * 2]
-    )  # before, after every step
+    judged = iter([Losses(0.1, 0.5, 0.5, 0.5, 0.0, 1.5), *[Losses(*worse)] * 2])  # before, after every step
     monkeypatch.setattr(loop, "mean_losses", lambda model, questions: next(judged))
     facts = everywhere.with_name("both.jsonl")
     found = document_of(
