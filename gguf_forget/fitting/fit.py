@@ -32,7 +32,7 @@ MEMORY = 0.9  # of what gradients and curvatures were before, at every step
 FALL = 0.3  # of the loss, by which the first step is to lower it if the loss were linear; 0 at the end, linearly
 CANDIDATES = 0.03  # of a tensor's weights, at every step
 LEAST_CANDIDATES = 256
-MULTIPLIER_STEP = 0.05  # by which a nat of a phrasing's mean gap raises its multiplier at every step that meets it
+MULTIPLIER_STEP = 0.1  # by which a nat of a phrasing's mean gap raises its multiplier at every step that meets it
 
 
 @dataclass
