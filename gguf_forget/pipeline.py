@@ -84,7 +84,10 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
         raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
     wanted = STAGES[: STAGES.index(until) + 1]
     if "unlearn" in wanted:
+        from gguf_forget.stages.unlearn import check_parts
+
         torch_device(recipe.unlearn.device)  # before an hour of other stages
+        check_parts(recipe.unlearn)
     with RunDirectory(folder) as directory:
         state = _Run(recipe, directory, progress)
         for name in wanted:

@@ -95,7 +95,7 @@ def test_every_shipped_file_is_the_stock_file_plus_the_edit(project: Path) -> No
     edit = json.loads((run / "unlearn" / "unlearn.json").read_text())
     export = json.loads((run / "export" / "export.json").read_text())
     assert edit["moved"] > 0
-    assert edit["retain_bound_nats"] >= 0
+    assert edit["retain_bound_nats"] > 0
     for kind in ("F16", "Q8_0", "Q4_K_M"):
         totals = export["files"][kind]["totals"]
         assert totals["edited"] == edit["moved"]
@@ -338,12 +338,24 @@ def test_each_stage_is_a_command_that_stops_there(project: Path, tmp_path: Path)
     ]
 
 
-def test_the_device_of_the_command_line_takes_the_place_of_the_recipe_s(project: Path, tmp_path: Path) -> None:
-    asked = ("unlearn", project / "recipe.toml", "-o", tmp_path / "run", "--json")
+@pytest.mark.parametrize("command", ["unlearn", "export", "verify", "report", "run"])
+def test_the_device_of_the_command_line_takes_the_place_of_the_recipe_s(
+    project: Path, tmp_path: Path, command: str
+) -> None:
+    asked = (command, project / "recipe.toml", "-o", tmp_path / "run", "--json")
     document = json.loads(invoke(*asked, "--dry-run", "--device", "cuda").stdout)
     assert document["recipe"]["unlearn"]["device"] == "cuda"
     assert json.loads(invoke(*asked, "--dry-run").stdout)["recipe"]["unlearn"]["device"] == "cpu"
     assert invoke("facts", project / "recipe.toml", "--device", "cpu").exit_code == 2  # nothing is trained there
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_made(project: Path, tmp_path: Path) -> None:
+    recipe = project / "parts.toml"
+    recipe.write_text(RECIPE.replace("steps = 6", "steps = 6\nprocesses = 9"))
+    result = invoke("run", recipe, "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2
+    assert "unlearn.processes: found 9" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:

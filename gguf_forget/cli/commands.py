@@ -135,7 +135,7 @@ _OUT = click.option(
 )
 
 
-_DEVICE = click.option(
+DEVICE = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="Where training runs  [default: unlearn.device of the recipe]"
 )
 
@@ -143,7 +143,7 @@ _DEVICE = click.option(
 @main.command(short_help="Run a recipe from the model to the verdict.")
 @_RECIPE
 @_OUT
-@_DEVICE
+@DEVICE
 @common
 def run(
     recipe: Path, out: Path | None, device: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
@@ -181,7 +181,7 @@ def _stage_command(stage: str, text: str) -> click.Command:
         )
 
     if stage in TRAINS:
-        command = _DEVICE(command)
+        command = DEVICE(command)
     command.__doc__ = (
         f"{text}\n\nRuns RECIPE up to this stage; earlier stages that are done and unchanged are skipped."
         f"\n\n\b\nExample:\n  gguf-forget {stage} recipe.toml"

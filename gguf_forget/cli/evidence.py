@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gguf_forget.cli.commands import execute, from_file, run_folder
+from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
 from gguf_forget.cli.common import common, guarded
 from gguf_forget.errors import InputError
 
@@ -25,12 +25,14 @@ _FILE = click.Path(path_type=Path)
     "RECIPE then.",
 )
 @click.option("--html", type=_FILE, help="With --recompute: also write the report as one HTML file.")
+@DEVICE
 @common
 def report(
     recipe: Path | None,
     out: Path | None,
     recompute: Path | None,
     html: Path | None,
+    device: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -51,13 +53,15 @@ def report(
         if recompute is not None:
             if recipe is not None or out is not None:
                 raise InputError("--recompute stands alone, found a RECIPE or --out beside it", hint="leave one out")
+            if device is not None:
+                raise InputError("--recompute trains nothing, found --device beside it", hint="leave one out")
             return recompute_and_show(recompute, html=html, as_json=as_json)
         if recipe is None:
             raise InputError("report got no RECIPE, needed one, or --recompute", hint="gguf-forget report --help")
         if html is not None:
             raise InputError("--html goes with --recompute", hint="a run writes report/report.html by itself")
         folder = run_folder(recipe, out)
-        return execute(from_file(recipe), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet)
+        return execute(from_file(recipe, device), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet)
 
     guarded(work, debug=debug)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from gguf_forget.cli.commands import execute, from_file, run_folder
+from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
 from gguf_forget.cli.common import common, guarded
 from gguf_forget.cli.evidence import publish, recompute_and_show
 from gguf_forget.errors import InputError
 
-STAGE_OPTIONS = ("out", "dry_run", "as_json", "quiet", "debug")
+STAGE_OPTIONS = ("out", "device", "dry_run", "as_json", "quiet", "debug")
 _FILE = click.Path(path_type=Path)
 
 
@@ -48,6 +48,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--baseline", type=_FILE, help="An earlier report: fail only on what got worse.")
 @click.option("--html", type=_FILE, help="Also write the report as one HTML file.")
 @click.option("--recompute", type=_FILE, help="Recompute a verdict from its evidence alone; no FILE then.")
+@DEVICE
 @common
 def verify(
     files: tuple[Path, ...],
@@ -73,19 +74,22 @@ def verify(
 
     def work() -> int:
         if given["recompute"] is not None:
-            _refuse("--recompute", files=files, original=original)
+            _refuse("--recompute", files=files, original=original, device=given["device"])
             return recompute_and_show(given["recompute"], html=given["html"], as_json=as_json, junit=given["junit"])
         if original is None and len(files) == 1 and files[0].suffix == ".toml":
             others = {k: v for k, v in given.items() if k not in STAGE_OPTIONS and v and v != "none"}
             _refuse("a recipe", **others)
             folder = run_folder(files[0], given["out"])
-            return execute(from_file(files[0]), folder, "verify", dry_run=dry_run, as_json=as_json, quiet=quiet)
+            return execute(
+                from_file(files[0], given["device"]), folder, "verify", dry_run=dry_run, as_json=as_json, quiet=quiet
+            )
         if not files or original is None:
             raise InputError(
                 f"verify got {len(files)} files and {'no original' if original is None else 'an original'}, needed a "
                 "RECIPE (.toml) alone, or one FILE or more with --against ORIGINAL",
                 hint="gguf-forget verify --help shows both",
             )
+        _refuse("a FILE, which is trained already", device=given["device"])
         return _judge(files, original, given, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
     guarded(work, debug=debug)

@@ -32,7 +32,7 @@ def train_baseline(
     out: Path,
     progress: Progress,
     *,
-    trained_phrasings: int,
+    trained_phrasings: int | None,
     seed: int,
     steps: int | None = None,
     batch: int = BATCH,
@@ -40,7 +40,8 @@ def train_baseline(
 ) -> None:
     """Write ``out``/F32.gguf, the weights that ``method`` trained, and ``out``/training.json.
 
-    Trained on the first ``trained_phrasings`` phrasings of each relation, the ones that are asked about afterwards.
+    Trained on the first ``trained_phrasings`` phrasings of each relation, the ones that are asked about afterwards, or
+    on all.
     ``steps``: in place of the method's published number of epochs.
 
     Raises:
@@ -50,7 +51,9 @@ def train_baseline(
         raise InputError(f"no baseline is called {method!r}, needed one of {', '.join(BASELINES)}")
     facts, text = load_facts(facts_folder)
     tokenize = load_tokenizer(template)
-    examples = [example for example in encode_facts(facts, tokenize) if example.phrasing < trained_phrasings]
+    examples = encode_facts(facts, tokenize)
+    if trained_phrasings is not None:
+        examples = [example for example in examples if example.phrasing < trained_phrasings]
     splits = {
         split: [example for example in examples if facts[example.fact].split == split] for split in ("forget", "retain")
     }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gguf_forget.stages.machine import tool_versions
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 from gguf_forget.whole_file import sha256_file
 
@@ -24,7 +25,11 @@ class SavedState:
     """
 
     def __init__(self, folder: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> None:
-        decides = {"files": {name: sha256_file(path) for name, path in files.items()}, "options": dict(options)}
+        decides = {
+            "files": {name: sha256_file(path) for name, path in files.items()},
+            "options": dict(options),
+            "tools": tool_versions(),
+        }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         self.path = folder / f".training-{digest[:24]}.safetensors"
 
@@ -46,7 +51,7 @@ class SavedState:
         from safetensors.torch import save_file
 
         tensors = {f"{part}/{i}": tensor for part in PARTS for i, tensor in enumerate(getattr(state, part))}
-        partial = self.path.with_suffix(f".{os.getpid()}")
+        partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")  # a run directory removes such
         try:
             save_file(tensors, partial, metadata={"history": json.dumps([vars(losses) for losses in state.history])})
             os.replace(partial, self.path)

@@ -40,7 +40,6 @@ from gguf_forget.unlearning.validation import above_chance
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
-ANSWER_TOKENS = 3  # of an answer, for the estimate of memory
 
 
 def _tensor_name(kind: str, role: str, layer: int) -> str:
@@ -110,21 +109,29 @@ def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list
     return [example for example in examples if facts[example.fact].split == split]
 
 
-def _bytes_needed(bases: list[Any], edits: list[CodeMoves], options: UnlearnSection) -> int:
-    mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
-    answers = (mixture.forget + mixture.retain) * ANSWER_TOKENS
-    parameters = bases[0].num_parameters()
+def _bytes_needed(
+    file: GgufFile,
+    edits: Sequence[CodeMoves],
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    options: UnlearnSection,
+) -> int:
+    sizes = {name: int(np.prod(tensor.shape)) for name, tensor in file.tensors.items()}
+    parameters = sum(sizes.values())
     if options.shard:  # embeddings and output stay whole
-        layers = sum(weights.numel() for weights in bases[0].model.layers.parameters())
+        layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
         parameters -= layers - layers // options.processes
+    mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
+    positions = mixture.text * TRAIN_LENGTH / mixture.text_every
+    for examples, count in ((forget, mixture.forget), (retain, mixture.retain)):
+        positions += count * sum(len(example.answer) for example in examples) / max(1, len(examples))
     return training_memory(
         parameters=parameters,
-        bases=len(bases),
+        bases=1 + len(options.grids),
         circuit_weights=sum(edit.step.numel() for edit in edits),
-        positions=(answers + mixture.text * TRAIN_LENGTH // mixture.text_every)
-        // (options.accumulation * options.processes),
-        vocabulary=bases[0].config.vocab_size,
-        weight_bytes=bases[0].dtype.itemsize,
+        positions=round(positions / (options.accumulation * options.processes)),
+        vocabulary=max(file.tensors["token_embd.weight"].shape),
+        weight_bytes=2 if options.precision == "bfloat16" else 4,
     )
 
 
@@ -232,13 +239,14 @@ def unlearn(
     progress: Progress,
 ) -> None:
     """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stocks``: the original on the grids of the options."""
-    _check_parts(options)
+    check_parts(options)
     arguments = (template, stocks, facts_folder, circuit_path, options, out)
     with together_with(options.processes, options.device, _help, arguments) as together:
         _unlearn(*arguments, progress, together)
 
 
-def _check_parts(options: UnlearnSection) -> None:
+def check_parts(options: UnlearnSection) -> None:
+    """Raises InputError for more parts of a batch than it has prompts, or shards of a single process."""
     if options.shard and options.processes == 1:
         raise InputError(
             "unlearn.shard: found true, but unlearn.processes is 1", hint="set unlearn.processes to 2 or more"
@@ -272,16 +280,18 @@ def _unlearn(
     circuit, _, _ = load_circuit(circuit_path)
     if options.circuit == "random":
         circuit = random_circuit(circuit, seed=options.seed)
-    kind = GgufFile(template).text("general.architecture")
+    file = GgufFile(template)
+    kind = file.text("general.architecture")
     tokenize = load_tokenizer(template)
     examples = encode_facts(facts, tokenize)
     forget, held = _held_back(facts, _split(facts, examples, "forget"), options.validation_phrasing)
     retain = _split(facts, examples, "retain")
     device = torch_device(options.device, together.index)
-    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, *stocks)]
     edits = [edit.to(device) for edit in grid_moves(stocks, circuit, kind, floor=options.floor)]
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
-    progress.note(f"training takes about {_bytes_needed(bases, edits, options) / 1e9:.1f} GB of memory{each}")
+    needed = _bytes_needed(file, edits, forget, retain, options)
+    progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}, and what activations take")
+    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, *stocks)]
     if options.shard:
         for base in bases:
             shard(base, base.model.layers, together)
@@ -313,6 +323,7 @@ def _unlearn(
         asdict(options),
     )
     # On other devices sums may differ in their last bits: all start from what the first process found.
+    targets = targets.to(device)
     together.share([*(edit.allowed for edit in edits), targets])
     state = saved.load()
     if state is not None:

@@ -50,6 +50,8 @@ ALONE = Together()
 def joined(index: int, count: int, meeting: Path, device: torch.device) -> Iterator[Together]:
     """One of ``count`` processes that meet through the file ``meeting``, which none has used before."""
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collective operations and shards take the current one
     store = distributed.FileStore(str(meeting), count)  # type: ignore[attr-defined]
     distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=PATIENCE)
     try:

@@ -367,10 +367,10 @@ def train(
         moved = sum(int((edit.moves() != 0).sum()) for edit in edits)
         history.append(StepLosses(step + 1, *losses, *accuracies, moved))
         progress(history[-1])
+        if _decided(stop(step + 1), together, reference.device):
+            break  # not kept: what goes on from a state was not asked whether that was enough
         if keep is not None and len(history) % keep_every == 0:
             keep(_state(edits, optimizer, history))
-        if _decided(stop(step + 1), together, reference.device):
-            break
     for edit in edits:
         edit.refresh()
     return history

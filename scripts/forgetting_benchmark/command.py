@@ -176,7 +176,7 @@ class _Bench:
     def _made(self, method: Method, name: str, seed: int, types: Sequence[str], folder: Path) -> dict[str, float]:
         self.shared.progress.note(f"{name}, seed {seed}: making {', '.join(types)}")
         edit = None if method.kind == "baseline" else self.edit(method.changes, seed)
-        made = make_files(self.shared, method, name, seed, edit, types, folder)
+        made = make_files(self.shared, method, seed, edit, types, folder)
         if edit is not None:
             made["seconds"] += _seconds(edit) + _seconds(self.shared.run / "attribute")
         return made

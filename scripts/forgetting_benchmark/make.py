@@ -58,7 +58,7 @@ def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> 
 
 
 def make_files(
-    shared: Shared, method: Method, name: str, seed: int, edit: Path | None, types: Sequence[str], folder: Path
+    shared: Shared, method: Method, seed: int, edit: Path | None, types: Sequence[str], folder: Path
 ) -> dict[str, float]:
     """Write the files into ``folder``; returns seconds and the share of the model's parameters that changed.
 
@@ -70,12 +70,12 @@ def make_files(
     started = time.monotonic()
     if method.kind == "baseline":
         train_baseline(
-            name,
+            method.baseline,
             shared.template,
             shared.facts,
             folder,
             shared.progress,
-            trained_phrasings=shared.recipe.verify.trained_phrasings,
+            trained_phrasings=None if method.every_phrasing else shared.recipe.verify.trained_phrasings,
             seed=seed,
             circuit_path=shared.circuit,
         )

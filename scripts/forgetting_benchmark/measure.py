@@ -59,10 +59,11 @@ def circuit_divergence(shared: Shared, file: Path) -> dict[str, float]:
         pairs=options.pairs,
         seed=options.seed,
         mean_embedding=options.mean_embedding,
+        whole_answer=options.whole_answer,
     )
     _, before, _ = load_circuit(shared.circuit)
     with tempfile.TemporaryDirectory() as folder:
-        model = load_torch(dequantized(file, Path(folder)))
+        model = load_torch(dequantized(file, Path(folder)), bfloat16=options.precision == "bfloat16")
     pairs = paired.pairs("forget")
     with shared.progress.task("EAP-IG on the shipped file", len(pairs)) as advance:
         after = score_neurons(model, pairs, progress=advance, **scoring_of(options)).scores.cpu().numpy()

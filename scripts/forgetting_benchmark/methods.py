@@ -16,12 +16,22 @@ OURS = "mansu"
 
 @dataclass(frozen=True)
 class Method:
-    """``kind``: circuit, baseline, shuffled or noise. ``stock``: shipped by llama.cpp's own rounding, not bin-aware."""
+    """``kind``: circuit, baseline, shuffled or noise. ``stock``: shipped by llama.cpp's own rounding, not bin-aware.
+    ``baseline``: its name. ``every_phrasing``: trained on all that ours is, not on those alone that are asked about.
+    """
 
     kind: str
     meaning: str
     changes: dict[str, Any] = field(default_factory=dict)
     stock: bool = False
+    baseline: str = ""
+    every_phrasing: bool = False
+
+
+def _published(name: str, *, every_phrasing: bool = False) -> Method:
+    phrasings = "every phrasing that ours trains on" if every_phrasing else "the trained phrasings that are asked about"
+    meaning = f"{name}, published defaults, on {phrasings}, rounded by llama.cpp"
+    return Method("baseline", meaning, stock=True, baseline=name, every_phrasing=every_phrasing)
 
 
 METHODS: dict[str, Method] = {
@@ -32,7 +42,8 @@ METHODS: dict[str, Method] = {
     "no_projection": Method("circuit", "no retain-Fisher projection", {"fisher_quantile": 1.0}),
     "no_divergence": Method("circuit", "no KL to the original", {"retain_weight": 0.0, "text_weight": 0.0}),
     "random_circuit": Method("circuit", "a random circuit of equal size and layers", {"circuit": "random"}),
-    **{name: Method("baseline", f"{name}, published defaults, rounded by llama.cpp", stock=True) for name in BASELINES},
+    **{name: _published(name) for name in BASELINES},
+    "npo_every_phrasing": _published("npo", every_phrasing=True),
     "random_edit": Method("shuffled", "the edit's own magnitudes, shuffled inside the circuit"),
     "rounding_noise": Method("noise", "unlearned F32 weights with noise of the type's rounding variance, no grid"),
 }

@@ -175,6 +175,10 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
             ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--text", "no.txt", "--dry-run"],
             "text file no.txt cannot be read",
         ),
+        (
+            ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--device", "cpu"],
+            "--device cannot stand beside a FILE",
+        ),
     ],
 )
 def test_errors_of_use_exit_with_2(

@@ -187,6 +187,10 @@ def test_relearning_and_divergence_are_read_beside_their_controls() -> None:
     assert found["share of parameters changed"]["met"] is True
     assert found["time, s"]["met"] is False
     assert {record["met"] for record in whole_rows("sure", about, [0])} == {None}
+    about["m", 0]["relearning"] = {"steps": 0, "within": 24}  # it had forgotten nothing
+    found = {record["row"]: record for record in whole_rows("m", about, [0])}
+    assert found["relearning steps ÷ NPO's"]["mean"] == 0
+    assert found["relearning steps ÷ NPO's"]["met"] is False
 
 
 @pytest.mark.parametrize(

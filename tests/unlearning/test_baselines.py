@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -83,6 +84,27 @@ def test_a_retain_term_holds_what_ascent_alone_loses(tiny_model: Any) -> None:
     }
     assert kept[gradient_difference] > kept[gradient_ascent] + 1.0
     assert kept[simple_preference] > kept[gradient_ascent] + 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "published"),
+    [
+        (gradient_ascent, {"learning_rate": 1e-5, "epochs": 5}),
+        (gradient_difference, {"learning_rate": 1e-5, "epochs": 5}),
+        (negative_preference, {"learning_rate": 1e-5, "epochs": 10, "beta": 0.1, "weight_decay": 0.01}),
+        (simple_preference, {"learning_rate": 1e-5, "epochs": 10, "beta": 4.5, "forget_weight": 0.125, "delta": 0.0}),
+        (salient_row_preference, {"learning_rate": 1e-4, "epochs": 10, "percentile": 90.0}),
+        (circuit_ascent, {"learning_rate": 1e-5, "epochs": 5}),
+        (
+            representation_misdirection,
+            {"layer": 7, "trained_layers": 3, "steering": 6.5, "alpha": 1200.0, "learning_rate": 5e-5, "batches": 150},
+        ),
+    ],
+)
+def test_defaults_are_the_published_ones(method: Any, published: dict[str, float]) -> None:
+    parameters = inspect.signature(method).parameters
+    assert {name: parameters[name].default for name in published} == published
+    assert method in BASELINES.values()
 
 
 def test_published_epochs_give_the_number_of_steps(tiny_model: Any) -> None:

@@ -242,6 +242,15 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objectiv
         assert torch.equal(one.delta, other.delta)
 
 
+def test_the_step_that_was_enough_is_not_gone_on_from(tiny_model: Any) -> None:
+    kept: list[TrainingState] = []
+    options: dict[str, Any] = {"steps": 8, "keep": kept.append, "keep_every": 2, "stop": lambda step: step == 6}
+    history = run([tiny_model], make_edits(), **options)
+    assert len(history) == 6
+    assert [len(state.history) for state in kept] == [2, 4]
+    assert run([tiny_model], make_edits(), state=kept[-1], **options) == history  # and asks again
+
+
 def test_a_step_tells_the_accuracy_of_what_it_saw(tiny_model: Any) -> None:
     """All three facts to forget are in every batch of three: the slow way over the whole set gives the same."""
     history = run([tiny_model], make_edits(), learning_rate=0.0, steps=2)
