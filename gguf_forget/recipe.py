@@ -95,6 +95,9 @@ class AttributeSection:
         "inputs", "what is interpolated: input embeddings, or activations", choices=("inputs", "activations")
     )
     retain_discount: float = setting(1.0, "weight of the retain attribution that is subtracted", at_least=0)
+    text_discount: float = setting(
+        0.0, "weight of what plain text needs of a neuron that is subtracted; 0 for none", at_least=0
+    )
     ranking: str = setting(
         "absolute",
         "whether neurons are chosen by the size of their scores or with sign",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.circuit.faithfulness import faithfulness
 from gguf_forget.circuit.neurons import score_neurons
-from gguf_forget.circuit.selection import discounted_scores, random_circuit, select_neurons
+from gguf_forget.circuit.selection import discounted_scores, normalised, random_circuit, select_neurons
+from gguf_forget.circuit.text_need import text_need
 from gguf_forget.cli import main
 from gguf_forget.facts.corruption import build_pairs
 from gguf_forget.facts.schema import dump_facts
@@ -171,6 +173,20 @@ def test_a_circuit_grows_to_the_minimum_faithfulness(folder: Path) -> None:
     assert faithfulness(model, paired.pairs("forget"), [found.circuit]).values[0] >= 1
     assert found.circuit.size > 4
     assert np.array_equal(found.circuit.mask(), select_neurons(found.ranking, neurons=found.circuit.size).mask())
+
+
+def test_the_text_that_is_given_is_discounted_or_the_built_in_one(folder: Path) -> None:
+    model = load_torch(folder / "model.gguf")
+    paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=4, seed=0)
+    options = AttributeSection(neurons=9, layer_cap=1, integration_steps=1, text_discount=1.5)
+    own = [list(range(start, start + 8)) for start in range(3, 40)]  # more than are drawn
+    drawn = random.Random(0).sample(own, 32)
+    plain, given, built_in = (
+        find_circuit(model, paired, each, Progress(), text=text).ranking
+        for each, text in ((replace(options, text_discount=0.0), own), (options, own), (options, None))
+    )
+    np.testing.assert_allclose(given, plain - 1.5 * normalised(text_need(model, drawn)), rtol=1e-4, atol=1e-6)
+    assert np.abs(built_in - given).max() > 0.1
 
 
 def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path) -> None:

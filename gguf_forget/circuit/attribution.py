@@ -30,7 +30,8 @@ RelationScores: TypeAlias = Mapping[str, NeuronScores]
 class Selection:
     """How scores become a circuit: see :func:`select_neurons` and :func:`discounted_scores`.
 
-    ``neurons``, when given, takes the place of ``budget`` (share of all neurons).
+    ``neurons``, when given, takes the place of ``budget`` (share of all neurons). ``text``: what plain text needs,
+    float64 [L, d_ff], where it is to be discounted.
     """
 
     budget: float = 0.03
@@ -38,11 +39,19 @@ class Selection:
     layer_cap: float = 1.0
     retain_discount: float = 1.0
     signed: bool = False
+    text_discount: float = 0.0
+    text: np.ndarray | None = None
 
     def ranking(self, forget: RelationScores, retain: RelationScores) -> np.ndarray:
-        """What neurons are chosen by, [L, d_ff]; without retain scores nothing is discounted."""
+        """What neurons are chosen by, [L, d_ff]."""
         own, kept = ([_array(scores) for scores in split.values()] for split in (forget, retain))
-        return discounted_scores(own, kept, self.retain_discount, signed=self.signed)
+        return discounted_scores(
+            own, kept, self.retain_discount, signed=self.signed, text=self.text, text_discount=self.text_discount
+        )
+
+    def undiscounted(self, forget: RelationScores) -> np.ndarray:
+        """What they would be chosen by for what is to be forgotten alone, [L, d_ff]."""
+        return discounted_scores([_array(scores) for scores in forget.values()], [], 0.0, signed=self.signed)
 
     def circuit(self, ranking: np.ndarray) -> Circuit:
         if self.neurons is not None:
@@ -137,7 +146,7 @@ def attribute(
     return Attribution(
         chosen.circuit(ranking),
         ranking,
-        chosen.ranking(found, {}),
+        chosen.undiscounted(found),
         over_all(found.values()),
         over_all(kept.values()) if kept else None,
         across,

@@ -67,7 +67,7 @@ class NeuronScores:
 
 
 @contextmanager
-def _recorded_neurons(parts: Components) -> Iterator[list[torch.Tensor]]:
+def recorded_neurons(parts: Components) -> Iterator[list[torch.Tensor]]:
     """While open, a forward pass appends the input of each down projection, [P, T, d_ff], in layer order."""
     record: list[torch.Tensor] = []
     hooks: list[Hook] = [(layer.down.module, "input", record.append) for layer in parts.layers]
@@ -81,7 +81,7 @@ def _instead(value: torch.Tensor, _found: torch.Tensor) -> torch.Tensor:
 
 def _run(model: Any, parts: Components, embeddings: torch.Tensor, batch: PairBatch) -> tuple[float, list[torch.Tensor]]:
     """Sum of L over the batch, and every layer's neurons [P, T, d_ff]. No gradients."""
-    with _recorded_neurons(parts) as record, torch.no_grad():
+    with recorded_neurons(parts) as record, torch.no_grad():
         return float(metric(model, embeddings, batch).double().sum()), record
 
 
@@ -119,7 +119,7 @@ class _Scorer:
     def _gradients(self, batch: PairBatch, alpha: float, layers: int) -> tuple[torch.Tensor, ...]:
         """At the input embeddings [P, T, d_model], and at the neurons of the first ``layers`` layers [P, T, d_ff]."""
         embeddings = between(batch.corrupted, batch.clean, alpha)
-        with _recorded_neurons(self.parts) as record:
+        with recorded_neurons(self.parts) as record:
             loss = metric(self.model, embeddings, batch).sum()
         return torch.autograd.grad(loss, [embeddings, *record[:layers]])
 

@@ -52,9 +52,17 @@ def normalised(scores: np.ndarray, *, signed: bool = False) -> np.ndarray:
 
 
 def discounted_scores(
-    forget: Sequence[np.ndarray], retain: Sequence[np.ndarray], discount: float, *, signed: bool
+    forget: Sequence[np.ndarray],
+    retain: Sequence[np.ndarray],
+    discount: float,
+    *,
+    signed: bool,
+    text: np.ndarray | None = None,
+    text_discount: float = 0.0,
 ) -> np.ndarray:
     """Normalised forget scores minus ``discount`` times normalised retain scores (ours), [L, d_ff].
+
+    Minus ``text_discount`` times, normalised likewise, what plain text needs (``text``, see :mod:`.text_need`).
 
     Of each split the mean over its relations, whose scores are given one by one; ``retain`` may be empty. Scores over
     pairs of several relations would cancel where a neuron speaks for the answers of one and against those of another.
@@ -67,7 +75,12 @@ def discounted_scores(
     def mean(relations: Sequence[np.ndarray]) -> np.ndarray:
         return np.asarray(np.mean([normalised(scores, signed=signed) for scores in relations], axis=0))
 
-    return mean(forget) - discount * mean(retain) if len(retain) else mean(forget)
+    scores = mean(forget)
+    if len(retain):
+        scores = scores - discount * mean(retain)
+    if text is not None:
+        scores = scores - text_discount * mean([text])
+    return scores
 
 
 def neurons_for_parameters(share: float, *, parameters: int, per_neuron: int) -> int:

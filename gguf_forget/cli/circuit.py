@@ -67,6 +67,11 @@ def _scoring_options(function: Command) -> Command:
             help=f"Weight of the retain attribution that is subtracted  [default: {DEFAULTS.retain_discount:g}]",
         ),
         click.option(
+            "--text-discount",
+            type=click.FloatRange(0),
+            help=f"Weight of what plain text needs that is subtracted  [default: {DEFAULTS.text_discount:g}]",
+        ),
+        click.option(
             "--ranking",
             type=click.Choice(["absolute", "signed"]),
             help="Choose neurons by the size of their scores (how much they matter) or with sign (what ablation costs)"

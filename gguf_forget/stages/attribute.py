@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,18 +16,21 @@ from gguf_forget.circuit.attribution import Attribution, Selection
 from gguf_forget.circuit.attribution import attribute as attribute_pairs
 from gguf_forget.circuit.faithfulness import faithfulness
 from gguf_forget.circuit.selection import Circuit, grow_until_faithful
+from gguf_forget.circuit.text_need import text_need
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import Pair, Pairs, build_pairs
 from gguf_forget.facts.schema import SPLITS, Fact
+from gguf_forget.facts.text import HALVES, builtin_documents, chunks
 from gguf_forget.facts.tokens import Example, Tokenize, encode_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
 from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.circuit_evidence import Judges, circuits_compared, faithfulness_and_ablation, judges
-from gguf_forget.stages.facts import load_facts
+from gguf_forget.stages.facts import TRAIN_LENGTH, load_facts
 
 CIRCUIT = "circuit.safetensors"
 SUMMARY = "circuit.json"
+TEXT_CHUNKS = 32
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,35 @@ def pair_facts(
     return PairedFacts(facts, examples, tokenize, built)
 
 
-def selection_of(options: AttributeSection) -> Selection:
+def selection_of(
+    options: AttributeSection,
+    model: Any,
+    tokenize: Tokenize,
+    progress: Progress,
+    *,
+    text: Sequence[Sequence[int]] | None = None,
+) -> Selection:
+    """How the options choose; with a ``text_discount`` the model is run on some chunks of ``text``.
+
+    text: token ids, all of one length; by default of the built-in text.
+    """
+    need = None
+    if options.text_discount:
+        if text is None:
+            text = chunks(
+                builtin_documents(HALVES[0]), tokenize, length=TRAIN_LENGTH, count=TEXT_CHUNKS, seed=options.seed
+            )
+        drawn = random.Random(options.seed).sample(list(text), min(TEXT_CHUNKS, len(text)))
+        with progress.task("what plain text needs", len(drawn)) as advance:
+            need = text_need(model, drawn, signed=options.ranking == "signed", progress=advance)
     return Selection(
         budget=options.budget,
         neurons=options.neurons or None,
         layer_cap=options.layer_cap,
         retain_discount=options.retain_discount,
         signed=options.ranking == "signed",
+        text_discount=options.text_discount,
+        text=need,
     )
 
 
@@ -109,11 +135,19 @@ def scoring_of(options: AttributeSection) -> dict[str, Any]:
     return {"integration_steps": options.integration_steps, "variant": options.variant}
 
 
-def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, progress: Progress) -> Attribution:
+def find_circuit(
+    model: Any,
+    paired: PairedFacts,
+    options: AttributeSection,
+    progress: Progress,
+    *,
+    text: Sequence[Sequence[int]] | None = None,
+) -> Attribution:
     """Score, select, and grow the circuit when a minimum faithfulness on the forget pairs is asked for.
 
-    model: float32; a copy of it is scored where ``options.precision`` is another.
+    model: float32; a copy of it is scored where ``options.precision`` is another. text: see :func:`selection_of`.
     """
+    selection = selection_of(options, model, paired.tokenize, progress, text=text)
     forget, retain = paired.pairs("forget"), paired.pairs("retain")
     with progress.task("EAP-IG on forget and retain facts", len(forget) + len(retain)) as advance:
         found = attribute_pairs(
@@ -121,7 +155,7 @@ def find_circuit(model: Any, paired: PairedFacts, options: AttributeSection, pro
             forget,
             retain,
             relation=paired.relation,
-            selection=selection_of(options),
+            selection=selection,
             seed=options.seed,
             progress=advance,
             **scoring_of(options),
@@ -177,7 +211,7 @@ def summary_of(found: Attribution, paired: PairedFacts, options: AttributeSectio
 
 def attribute(template: Path, facts_folder: Path, options: AttributeSection, out: Path, progress: Progress) -> Circuit:
     """Write ``out``/circuit.safetensors and ``out``/circuit.json, with evidence from ``options.evidence_pairs``."""
-    facts, _ = load_facts(facts_folder)
+    facts, text = load_facts(facts_folder)
     model, tokenize = load_torch(template), load_tokenizer(template)
     paired = pair_facts(
         facts,
@@ -187,7 +221,7 @@ def attribute(template: Path, facts_folder: Path, options: AttributeSection, out
         mean_embedding=options.mean_embedding,
         whole_answer=options.whole_answer,
     )
-    found = find_circuit(model, paired, options, progress)
+    found = find_circuit(model, paired, options, progress, text=text.train)
     scores = scores_of(found)
     save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])
     record = summary_of(found, paired, options)

@@ -103,7 +103,8 @@ def compare(
         for when, found in scored.items()
     }
     arrays = {when: {split: s.scores.cpu().numpy() for split, s in found.items()} for when, found in together.items()}
-    selection = selection_of(section)
+    model = open_model(original) if section.text_discount else None
+    selection = selection_of(section, model, paired.tokenize, progress)
     circuit = given or selection.circuit(selection.ranking(*(scored["before"][split] for split in SPLITS)))
     controls = [random_circuit(circuit, seed=section.seed + index) for index in range(CONTROLS)]
     rows = []

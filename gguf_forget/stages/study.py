@@ -205,7 +205,7 @@ def _evidence(
             other.pairs("forget"),
             other.pairs("retain"),
             paired.relation,
-            selection_of(section),
+            selection_of(section, model, paired.tokenize, progress),
             progress,
             **scoring,
         ),

@@ -10,8 +10,9 @@ import torch
 
 from gguf_forget.circuit.attribution import Selection, attribute
 from gguf_forget.circuit.neurons import score_neurons
-from gguf_forget.circuit.selection import discounted_scores, select_neurons
+from gguf_forget.circuit.selection import discounted_scores, normalised, select_neurons
 from gguf_forget.circuit.stability import halves, stability
+from gguf_forget.circuit.text_need import text_need
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import Pair
 
@@ -76,6 +77,17 @@ def test_every_relation_has_an_equal_say(tiny_double: Any) -> None:
     torch.testing.assert_close(found.forget.scores, together.forget.scores, rtol=1e-9, atol=1e-14)
     assert not np.array_equal(found.circuit.mask(), together.circuit.mask())
     assert (found.forget.pairs, found.forget.metric_gap) == (5, pytest.approx(together.forget.metric_gap))
+
+
+def test_what_text_needs_is_subtracted_from_the_ranking(tiny_double: Any) -> None:
+    need = text_need(tiny_double, [[(7 * i + 3 * k) % 250 for k in range(12)] for i in range(6)])
+    selection = Selection(neurons=30, layer_cap=0.5)
+    plain = attribute(tiny_double, FORGET, RETAIN, selection=selection)
+    discounted = Selection(neurons=30, layer_cap=0.5, text=need, text_discount=2.0)
+    found = attribute(tiny_double, FORGET, RETAIN, selection=discounted)
+    np.testing.assert_allclose(found.ranking, plain.ranking - 2.0 * normalised(need), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(found.undiscounted, plain.undiscounted)
+    assert need[found.circuit.mask()].mean() < 0.8 * need[plain.circuit.mask()].mean()
 
 
 def test_one_fact_has_no_halves(tiny_double: Any) -> None:
