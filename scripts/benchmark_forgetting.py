@@ -15,7 +15,8 @@ met. The bars are those of the project's own goal, and none was tuned on the hel
 minus that of the method's own F16 file. Perplexity may not rise at all at 4 bits and below, by 1 % above. Circuit
 attribution divergence (L1, ours) is taken on the file of the trained grid, beside that of the random circuit;
 relearning counts the steps of training on a quarter of the forgotten facts until half of the lost accuracy on the
-others is back, beside NPO's. Time is that of the circuit, of training and of making the files.
+others is back, beside NPO's. Time is that of the circuit, of training and of making the files; of a training that was
+interrupted only the last part is in it.
 
 A stop loses nothing: every (seed, method, format) keeps its own JSON in the work folder (`--work`, by default the
 JSON's name with `.work`), and what is there and unchanged is not done again. Model files are made in a temporary

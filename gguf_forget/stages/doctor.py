@@ -16,7 +16,9 @@ from gguf_forget.llama.self_check import self_check
 from gguf_forget.recipe import Recipe, load_recipe
 from gguf_forget.stages.machine import environment, tool_versions
 
-BYTES_A_WEIGHT = 8  # two copies in bfloat16 and one in float32; activations and gradients come on top
+# What a weight takes at least; activations and gradients of the codes come on top.
+BYTES_A_WEIGHT = 8  # two copies in bfloat16 and one in float32
+BYTES_A_TRAINED_WEIGHT = 20  # the baseline trains all: two copies in float32, a gradient, two moments
 COPIES = 3  # of each exported type: stock, unlearned, and the unlearned weights as anyone would round them
 
 
@@ -48,7 +50,8 @@ def doctor(target: Path | None) -> dict[str, Any]:
     weights = sum(tensor.rows * tensor.columns for tensor in stored_tensors(model).values())
     types = ("Q4_K_M",) if recipe is None else recipe.export.types
     document["model"] = {"file": str(model), "weights": weights, "types": list(types)}
-    document["memory"]["needed_at_least"] = BYTES_A_WEIGHT * weights
+    trained = recipe is not None and recipe.verify.baselines
+    document["memory"]["needed_at_least"] = (BYTES_A_TRAINED_WEIGHT if trained else BYTES_A_WEIGHT) * weights
     document["disk"]["needed"] = disk_needed(model, weights, types, recipe)
     return document
 

@@ -329,6 +329,8 @@ def _unlearn(
     if state is not None:
         progress.note(f"training goes on after step {len(state.history)}")
     with progress.task("training through the grid", options.steps) as advance:
+        if state is not None:
+            advance(len(state.history))
 
         def show(losses: StepLosses) -> None:
             advance(1, _remark(losses))

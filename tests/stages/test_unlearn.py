@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,6 +59,7 @@ class Notes(Progress):
     def __init__(self, steps: int = 10**9) -> None:
         self.notes: list[str] = []
         self.remarks: list[str] = []
+        self.done: Counter[str] = Counter()
         self.steps = steps
 
     def note(self, text: str) -> None:
@@ -71,6 +73,7 @@ class Notes(Progress):
             nonlocal left
             self.remarks += [remark] if remark else []
             left -= done
+            self.done[label] += done
             if left <= 0:
                 raise KeyboardInterrupt
 
@@ -108,6 +111,7 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: Inputs, tmp_pat
     run(inputs, tmp_path / "cut" / "second", again)
     assert "training goes on after step 2" in again.notes
     assert any(note.startswith("training takes about 0.0 GB") for note in again.notes)
+    assert again.done["training through the grid"] == OPTIONS.steps  # a bar that reaches its end
     assert not kept.exists()
     for name in ("edit.safetensors", "unlearn.json"):
         assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
