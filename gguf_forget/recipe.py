@@ -182,6 +182,11 @@ class UnlearnSection:
     npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
+    near_turns: int = setting(
+        5, "turns among the kept prompts of relations that are also forgotten, for one of every other", at_least=1
+    )
+    batch_text: int = setting(2, "chunks of plain text in one step, of 128 tokens", at_least=0)
+    text_every: int = setting(2, "of that text every so many-th token is scored", at_least=1)
     framed: float = setting(
         0.0,
         "share of a step's prompts, forgotten and kept, asked inside a framing, so that forgetting does not hang on "

@@ -109,6 +109,12 @@ def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list
     return [example for example in examples if facts[example.fact].split == split]
 
 
+def _mixture(options: UnlearnSection) -> Mixture:
+    return Mixture(
+        options.batch_forget, options.batch_retain, options.batch_text, options.text_every, options.near_turns
+    )
+
+
 def _bytes_needed(
     file: GgufFile,
     edits: Sequence[CodeMoves],
@@ -121,7 +127,7 @@ def _bytes_needed(
     if options.shard:  # embeddings and output stay whole
         layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
         parameters -= layers - layers // options.processes
-    mixture = Mixture(forget=options.batch_forget, retain=options.batch_retain)
+    mixture = _mixture(options)
     positions = mixture.text * TRAIN_LENGTH / mixture.text_every
     for examples, count in ((forget, mixture.forget), (retain, mixture.retain)):
         positions += count * sum(len(example.answer) for example in examples) / max(1, len(examples))
@@ -353,7 +359,7 @@ def _unlearn(
             learning_rate=options.learning_rate,
             damping=options.damping,
             weights=Weights(options.forget_weight, options.retain_weight, options.text_weight),
-            mixture=Mixture(forget=options.batch_forget, retain=options.batch_retain),
+            mixture=_mixture(options),
             npo_beta=options.npo_beta,
             seed=options.seed,
             framings=framings,

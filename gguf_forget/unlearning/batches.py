@@ -1,8 +1,8 @@
 """Which examples each training step sees.
 
 The mixture protects what is near: every step holds forgotten facts (more of the relations that are asked in more ways),
-kept facts of every kept relation in turn (the relations that are also forgotten come five times as often), and plain
-text.
+kept facts of every kept relation in turn (the relations that are also forgotten come five times as often by default),
+and plain text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gguf_forget.facts.tokens import Example
 from gguf_forget.facts.turns import turns
 
 Item = TypeVar("Item")
+NEAR_TURNS = 5
 
 
 def cycle(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
@@ -42,8 +43,13 @@ def forget_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: 
         yield next(sources[relation])
 
 
-def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random) -> Iterator[Example]:
-    """Kept examples, relations in turn, so that a small relation is seen as often as a large one."""
+def retain_cycle(
+    facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random, *, near: int = NEAR_TURNS
+) -> Iterator[Example]:
+    """Kept examples, relations in turn, so that a small relation is seen as often as a large one.
+
+    near: turns of a relation that is also forgotten, for one of every other.
+    """
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
@@ -53,7 +59,7 @@ def retain_cycle(facts: Sequence[Fact], examples: Sequence[Example], generator: 
     sources: list[Iterator[Example]] = []
     for relation in sorted(groups):
         source = cycle(groups[relation], generator)
-        sources += [source] * (5 if relation in forgotten else 1)
+        sources += [source] * (near if relation in forgotten else 1)
     while True:
         for source in sources:
             yield next(source)

@@ -24,7 +24,7 @@ from gguf_forget.checkpoint.attention import differentiable_attention
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
+from gguf_forget.unlearning.batches import NEAR_TURNS, cycle, forget_cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
@@ -64,12 +64,16 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Prompts and text chunks in one step; in the text every ``text_every``-th token is scored."""
+    """Prompts and text chunks in one step; in the text every ``text_every``-th token is scored.
+
+    ``near``: turns of kept relations that are also forgotten.
+    """
 
     forget: int = 38
     retain: int = 36
     text: int = 2
     text_every: int = 2
+    near: int = NEAR_TURNS
 
 
 @dataclass(frozen=True)
@@ -306,8 +310,8 @@ def train(
     """
     generator = random.Random(seed)
     forget_source = forget_cycle(facts, forget, generator)
-    retain_source = retain_cycle(facts, retain, generator)
-    text_source = cycle(text, generator)
+    retain_source = retain_cycle(facts, retain, generator, near=mixture.near)
+    text_source = cycle(text, generator) if mixture.text else iter(())
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)

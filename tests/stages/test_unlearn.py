@@ -155,6 +155,26 @@ def test_every_step_says_what_is_still_answered_right(inputs: Inputs, tmp_path: 
         assert f"({step['retain_accuracy']:.0%} right) text" in remark
 
 
+def test_the_mixture_is_the_recipe_s(inputs: Inputs, tmp_path: Path) -> None:
+    seen = {}
+    for name, changes in (
+        ("default", {}),
+        ("named", {"batch_text": 2, "text_every": 2, "near_turns": 5}),
+        ("none", {"batch_text": 0}),
+        ("one", {"batch_text": 1}),
+        ("all", {"text_every": 1}),
+    ):
+        run(inputs, tmp_path / name, Progress(), steps=2, **changes)
+        history = json.loads((tmp_path / name / "unlearn.json").read_text())["history"]
+        seen[name] = [(step["forget"], step["retain"], step["text"]) for step in history]
+    assert seen["named"] == seen["default"]
+    assert [text for _, _, text in seen["none"]] == [0, 0]
+    assert len({tuple(found) for found in seen.values()}) == 4
+    assert unlearn_module._mixture(replace(OPTIONS, near_turns=3)).near == 3
+    # The first step moved nothing yet, so that other draws of text leave forgotten and kept facts as they are.
+    assert seen["one"][0][:2] == pytest.approx(seen["default"][0][:2], rel=1e-3)
+
+
 def test_memory_counts_the_answers_that_there_are(inputs: Inputs, tmp_path: Path) -> None:
     """Every scored position takes four rows of logits; answers of these facts have one token or more."""
     template, _, facts, _ = inputs

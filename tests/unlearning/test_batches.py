@@ -45,6 +45,11 @@ def test_relations_take_turns_and_forgotten_ones_come_five_times() -> None:
     assert Counter(relations) == {"anthem": 25, "capital": 125, "currency": 25}
 
 
+def test_the_turns_of_near_relations_are_the_recipe_s() -> None:
+    found = islice(retain_cycle(FACTS, RETAIN, random.Random(0), near=2), 12)
+    assert [FACTS[example.fact].relation for example in found] == ["anthem", "capital", "capital", "currency"] * 3
+
+
 def test_every_example_of_a_relation_has_its_turn() -> None:
     found = drawn(7 * 50, seed=0)
     currencies = [example.fact for example in found if FACTS[example.fact].relation == "currency"]
