@@ -98,8 +98,9 @@ def _watched(tensors: Sequence[FittedTensor], seen: Sequence[_Seen]) -> Iterator
 class _Multipliers:
     """What a nat of each phrasing's gap costs beside the loss: Lagrange's, of the constraint that its mean is zero.
 
-    Phrasings that are few stay on one side, outvoted by the others; what is left of their mean adds up here. At most
-    ``FAR``: one that no code can mend would drown all else. Facts are told apart by their relation alone; of those that
+    Kept answers that are given back pull some phrasings along, and those that are few stay there, outvoted by the others;
+    what is left of their mean adds up here. At most ``FAR``: one that no code can mend would drown all else. Where noise
+    alone is corrected there is no such pull, and the multipliers' own noise does harm (measured). Facts are told apart by their relation alone; of those that
     share none the constraint is on all together.
     """
 
@@ -155,7 +156,8 @@ def fit(
             if not np.isfinite(total):
                 raise EvaluationError(f"fitting met a loss that is not finite at step {step + 1}: {found.losses}")
             found.constrained(multipliers.of(asked.phrasings)).backward()
-            multipliers.add(asked.phrasings, found.gaps.detach())
+            if asked.kept is not None:
+                multipliers.add(asked.phrasings, found.gaps.detach())
             for weight, each in zip(weights, seen, strict=True):
                 weight.requires_grad_(False)
                 each.gradient = each.gradient + (1 - MEMORY) * weight.grad

@@ -44,7 +44,7 @@ AS_UNLEARNED: tuple[float, ...] = (
     1.0,
 )  # what forget, retain and text count in the sum; below also what is lost
 # Kept answers lack much more than noise takes, and giving them back pulls what was forgotten along.
-AS_ORIGINAL = (4.0, 0.1, 1.0, 2.0)
+AS_ORIGINAL = (4.0, 0.1, 1.0, 1.5)
 
 
 @dataclass(frozen=True)

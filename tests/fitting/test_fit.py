@@ -129,8 +129,10 @@ def test_gradients_and_curvatures_are_those_of_autograd(
     asked: list[Questions] = list(islice(questions_of(unlearned, tiny_tokenize, original=original), 2))
     fit(model, tensors, iter(asked), steps=2)
     expected: list[list[Any]] = [[0, 0, 0] for _ in tensors]
-    pushes = [np.zeros(8), pushed(losses(model, asked[0]).gaps.detach().numpy(), asked[0].phrasings.numpy())]
-    assert np.abs(pushes[1]).max() > 0.1
+    pushes = [np.zeros(8), np.zeros(8)]
+    if given_back:
+        pushes[1] = pushed(losses(model, asked[0]).gaps.detach().numpy(), asked[0].phrasings.numpy())
+        assert np.abs(pushes[1]).max() > 0.1
     for questions, push in zip(asked, pushes, strict=True):
         for sums, values in zip(expected, by_autograd(model, tensors, questions, push), strict=True):
             for place, value in enumerate(values):
@@ -188,7 +190,7 @@ def test_few_prompts_of_a_phrasing_are_not_outvoted(
     monkeypatch.setattr(fit_module, "_candidates", lambda own, tensor: _none())  # nothing moves
     monkeypatch.setattr(fit_module._Multipliers, "of", watched(seen))
     model, tensors, _ = rounded(unlearned)
-    asked = next(questions_of(unlearned, tiny_tokenize))
+    asked = next(questions_of(unlearned, tiny_tokenize, original=tiny_model))
     assert len(asked.phrasings.unique()) > 1
     fit(model, tensors, iter([asked] * 3), steps=3)
     gaps = losses(model, asked).gaps.detach().numpy()
