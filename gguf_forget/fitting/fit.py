@@ -98,10 +98,10 @@ def _watched(tensors: Sequence[FittedTensor], seen: Sequence[_Seen]) -> Iterator
 class _Multipliers:
     """What a nat of each phrasing's gap costs beside the loss: Lagrange's, of the constraint that its mean is zero.
 
-    Kept answers that are given back pull some phrasings along, and those that are few stay there, outvoted by the others;
-    what is left of their mean adds up here. At most ``FAR``: one that no code can mend would drown all else. Where noise
-    alone is corrected there is no such pull, and the multipliers' own noise does harm (measured). Facts are told apart by their relation alone; of those that
-    share none the constraint is on all together.
+    Kept answers that are given back pull some phrasings along, and those that are few stay there, outvoted by the
+    others; what is left of their mean adds up here. At most ``FAR``: one that no code can mend would drown all else.
+    Where noise alone is corrected there is no such pull, and the multipliers' own noise does harm (measured). Facts are
+    told apart by their relation alone; of those that share none the constraint is on all together.
     """
 
     def __init__(self) -> None:
