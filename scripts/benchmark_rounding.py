@@ -19,11 +19,11 @@ made without any knowledge of a grid, stands for a model that another tool unlea
 and asked through llama.cpp: the forgotten capitals on three of the phrasings that NPO was trained on (4-way accuracy,
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
 documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
-mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. "held out" is the same
-on phrasings that neither NPO nor fitting saw. "kept" is the accuracy on kept capitals, "less stock" how far it is from
-the stock file's, where that is asked for too (paired as well), "held out" that on phrasings that nothing saw. Fitting
-is given the very facts that are asked about. Also given: the original in the same type, and how much of the edit
-arrived in the file's weights.
+mean over the facts with its standard error (facts are paired): 0 is a file that forgot as much. "gap held out" is the
+same on phrasings that neither NPO nor fitting saw. "kept" is the accuracy on kept capitals, "less stock" how far it is
+from the stock file's, where that is asked for too (paired as well), "kept held out" that on phrasings that nothing saw.
+Fitting is given the very facts that are asked about. Also given: the original in the same type, and how much of the
+edit arrived in the file's weights.
 
 A file is removed once it is scored. Exit codes: 0 measured, 2 a wrong argument or run.
 """
@@ -73,10 +73,10 @@ HEADER = [
     "4-way",
     "log p",
     "gap",
-    "held out",
+    "gap held out",
     "kept",
     "less stock",
-    "held out",
+    "kept held out",
     "perplexity",
     "arrives",
 ]

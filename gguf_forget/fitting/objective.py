@@ -38,13 +38,10 @@ FORGET, RETAIN, TEXT, TEXT_EVERY = 38, 36, 2, 2  # of one batch: prompts, prompt
 FAR = 4.0  # nats from the unlearned model's answer, beyond which a gap counts by its size, not its square
 
 
-AS_UNLEARNED: tuple[float, ...] = (
-    1.0,
-    1.0,
-    1.0,
-)  # what forget, retain and text count in the sum; below also what is lost
-# Kept answers lack much more than noise takes, and giving them back pulls what was forgotten along.
-AS_ORIGINAL = (4.0, 0.1, 1.0, 1.5)
+# What forget, retain and text count in the sum, and then what is lost. Kept answers lack much more than noise takes,
+# and giving them back pulls what was forgotten along.
+AS_UNLEARNED: tuple[float, ...] = (1.0, 1.0, 1.0)
+AS_ORIGINAL: tuple[float, ...] = (4.0, 0.1, 1.0, 1.5)
 
 
 @dataclass(frozen=True)

@@ -47,16 +47,16 @@ BYTES_OF_ORIGINAL = 4  # a weight more
 
 @dataclass(frozen=True)
 class FitOptions:
-    """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`. asked:
-    steps; 0 for as many as that takes."""
+    """files: of facts and text; none fits nothing. kept: whose answers kept facts are to get, of :data:`KEPT`.
+    asked_steps: 0 for as many as that takes."""
 
     files: Sequence[Path] = ()
     kept: str = KEPT[0]
-    asked: int = 0
+    asked_steps: int = 0
 
     @property
     def steps(self) -> int:
-        return self.asked or STEPS[self.kept]
+        return self.asked_steps or STEPS[self.kept]
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Fitter:
                 fit(model, tensors, self._batches(SEED), steps=self.steps, threads=self.threads, progress=heard)
         document = {
             "steps": self.steps,
-            "kept": KEPT[self.original is not None],
+            "kept": "unlearned" if self.original is None else "original",
             "better": bool(chosen),
             "moved": sum(int((codes != start[name]).sum()) for name, codes in chosen.items()),
             "without": without,

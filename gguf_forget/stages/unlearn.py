@@ -136,7 +136,7 @@ def _bytes_needed(
         bases=1 + len(options.grids),
         circuit_weights=sum(edit.step.numel() for edit in edits),
         positions=round(positions / (options.accumulation * options.processes)),
-        vocabulary=max(file.tensors["token_embd.weight"].shape),
+        vocabulary=int(file.tensors["token_embd.weight"].shape[-1]),  # stored as [d_model, vocabulary]
         weight_bytes=2 if options.precision == "bfloat16" else 4,
     )
 
