@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all, and hashes of files."""
+"""Files that appear whole or not at all, what may not be written over, and hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -14,14 +14,47 @@ from gguf_forget.errors import InputError
 AT_ONCE = 16 << 20  # bytes
 
 
+def check_output(destination: Path, sources: Iterable[Path] = ()) -> None:
+    """Refuse, before any work, a place that cannot become a file or that is one of ``sources`` by whatever name.
+
+    Raises InputError for a directory, a device or pipe (a rename would take its place), a source, and a place that
+    cannot be looked at.
+    """
+    try:
+        if destination.is_dir():
+            raise InputError(f"{destination} is a directory, needed the name of a file")
+        if not destination.exists():
+            return
+        if not destination.is_file():
+            raise InputError(f"{destination} is a device or a pipe, needed the name of a file")
+        for source in sources:
+            if source.exists() and os.path.samefile(source, destination):
+                raise InputError(f"{destination} is one of the inputs", hint="give another name for the result")
+    except OSError as error:
+        raise InputError(
+            f"{destination} cannot be looked at", cause=str(error), hint="check the permissions"
+        ) from error
+
+
+def check_folder_writable(folder: Path) -> None:
+    """Raises InputError for a folder that is none, or in which this user can write nothing."""
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be looked at", cause=str(error), hint="check the permissions") from error
+    if not there:
+        raise InputError(f"no such directory: {folder}", hint="create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written in {folder}", hint="check its permissions, or choose another place")
+
+
 @contextmanager
 def replaced_whole(destination: Path) -> Iterator[BinaryIO]:
     """A file for reading and writing that takes the place of ``destination`` when the block ends without an error.
 
     Raises InputError where it cannot be written; the destination is then as it was.
     """
-    if destination.is_dir():
-        raise InputError(f"{destination} is a directory, needed the name of a file")
+    check_output(destination)
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb+") as file:

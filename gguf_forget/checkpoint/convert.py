@@ -73,6 +73,23 @@ def weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
 
 
+def check_weights(directory: Path) -> None:
+    """Raises InputError for a Hugging Face directory without weights, or without a file that its index names."""
+    for index in sorted(directory.glob("*.index.json")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} cannot be read", cause=str(error), hint="copy the model again") from error
+        for name in sorted(named):
+            if not (directory / name).is_file():
+                raise InputError(f"{directory} has no {name}, which {index.name} names", hint="copy the model again")
+    if not weight_files(directory):
+        raise InputError(
+            f"{directory} holds no weights, needed *.safetensors or pytorch_model*.bin",
+            hint="give the directory that save_pretrained wrote, or a GGUF file",
+        )
+
+
 def stored_type(directory: Path) -> str:
     """The converter's name of the widest type among the stored weights, ``f32`` where it cannot be told."""
     found = set()
@@ -101,6 +118,7 @@ def convert_directory(directory: Path, out: Path, *, outtype: str = "f32", llama
             f"{directory} has no config.json, needed a Hugging Face model directory",
             hint="give the directory that save_pretrained wrote, or a GGUF file",
         )
+    check_weights(directory)
     converter = cache_directory() if llama_cpp is None else llama_cpp
     if not (converter / PROGRAM).is_file():
         if llama_cpp is not None:

@@ -24,8 +24,14 @@ def _print_error(error: GgufForgetError) -> None:
     click.echo("\n".join(lines), err=True)
 
 
-def guarded(work: Callable[[], int], *, debug: bool) -> None:
-    """Run ``work`` and exit with its code; a known error prints as error / cause / hint, never as a traceback."""
+RESUMED = "finished stages are kept, run the same command again to go on"
+
+
+def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED) -> None:
+    """Run ``work`` and exit with its code; a known error prints as error / cause / hint, never as a traceback.
+
+    interrupted: what Ctrl-C has left.
+    """
     try:
         code = work()
     except GgufForgetError as error:
@@ -34,7 +40,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> None:
         _print_error(error)
         code = error.exit_code
     except KeyboardInterrupt:
-        click.echo("interrupted: finished stages are kept, run the same command again to go on", err=True)
+        click.echo(f"interrupted: {interrupted}", err=True)
         code = 130
     except Exception as error:
         if debug:

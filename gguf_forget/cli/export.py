@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -174,10 +175,17 @@ def quantize(
         from gguf_forget.export.split import parse_size
         from gguf_forget.llama.imatrix import read_importance
         from gguf_forget.llama.options import QuantizeOptions
+        from gguf_forget.llama.quantizer import ALIASES, FILE_TYPES
         from gguf_forget.progress import progress_for
         from gguf_forget.stages.fit import KEPT, FitOptions
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
+        if not types and out.name.upper() in {*FILE_TYPES, *ALIASES}:
+            raise InputError(
+                f"{out} is the name of a type, needed OUT before it", hint=f"give OUT {out.name}, or a name with .gguf"
+            )
+        if noise is not None and not math.isfinite(noise):
+            raise InputError(f"--noise is {noise}, needed a finite number", hint="such as 0 or 1e-6")
         if split_max_size is not None and keep_split:
             raise InputError("--split-max-size and --keep-split both say how to split", hint="give one of them")
         for option, value in (("--fit-steps", fit_steps), ("--fit-kept", fit_kept)):
@@ -196,7 +204,8 @@ def quantize(
             split_bytes=0 if split_max_size is None else parse_size(split_max_size),
             keep_split=keep_split,
         )
-        kinds = list(dict.fromkeys(kind.upper() for kind in types or (DEFAULT_TYPE,)))
+        asked = [kind.upper() for kind in types or (DEFAULT_TYPE,)]
+        kinds = list(dict.fromkeys(ALIASES.get(kind, kind) for kind in asked))
         job = QuantizeJob(
             original,
             unlearned,
@@ -217,7 +226,7 @@ def quantize(
             _print(document, dry_run=dry_run)
         return 0
 
-    guarded(work, debug=debug)
+    guarded(work, debug=debug, interrupted="nothing was written")
 
 
 def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str, Path]:
@@ -237,7 +246,9 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
         more = len(file.get("files", ())) - 1
         parts = f" and {more} more files" if more > 0 else ""
         click.echo(f"{file['file']}{parts}  {file['type']}  {file['bytes']:,} bytes")
-        if not dry_run:
+        if dry_run:
+            click.echo(f"  {_mixture(file['types'])}")
+        else:
             counts = file["totals"]
             click.echo(
                 f"  {counts['edited']:,} weights edited, {counts['asked']:,} must land: {counts['landed']:,} landed, "
@@ -263,6 +274,11 @@ def _print(document: dict[str, Any], *, dry_run: bool) -> None:
             click.echo(f"  not protected, rounded as usual: {', '.join(file['not_protected'])}")
     if "evidence" in document:
         click.echo(f"evidence in {document['evidence']}")
+
+
+def _mixture(types: dict[str, str]) -> str:
+    """How many tensors get which type, most of all first."""
+    return ", ".join(f"{count} tensors {kind}" for kind, count in Counter(types.values()).most_common())
 
 
 def _print_fit(fit: dict[str, Any]) -> None:

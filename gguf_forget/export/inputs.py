@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
-from gguf_forget.errors import InputError
+from gguf_forget.errors import GgufForgetError, InputError
 from gguf_forget.export.scratch import scratch_directory
+from gguf_forget.llama.quantizer import least_bytes
 from gguf_forget.progress import Progress
 
 
@@ -30,22 +33,44 @@ class Pair:
     after: dict[str, StoredTensor]
 
 
+def check_models(models: Sequence[Path]) -> None:
+    """Raises InputError for a model that is neither a file nor a directory, or that cannot be looked at."""
+    for path in models:
+        try:
+            if path.is_file() or path.is_dir():
+                continue
+            found = "is a device or a pipe" if path.exists() else "does not exist"
+        except OSError as error:
+            raise InputError(
+                f"the model {path} cannot be looked at", cause=str(error), hint="check the permissions"
+            ) from error
+        raise InputError(f"the model {path} {found}", hint="give a GGUF file or a Hugging Face directory")
+
+
 @contextmanager
 def opened_pair(
-    original: Path, unlearned: Path, work: Path, progress: Progress, *, llama_cpp: Path | None = None
+    original: Path,
+    unlearned: Path,
+    work: Path,
+    progress: Progress,
+    *,
+    llama_cpp: Path | None = None,
+    file_types: Sequence[str] = (),
 ) -> Iterator[Pair]:
     """Both models as GGUFs; what is converted lies in ``work`` while open, and goes when closed.
 
     A directory is converted in its own storage type by llama.cpp's converter (``llama_cpp``: a checkout that has it).
     Of an unlearned directory only the weights are used when the original is one too: the converter knows tokenizers by
-    a hash, which saving again can change. Raises InputError for models that do not match, or too little disk space.
+    a hash, which saving again can change. file_types: those of the files that will be written in ``work`` as well: room
+    for what they take at least is asked for before minutes of converting.
+
+    Raises InputError for models that do not match, or too little disk space.
     """
-    for path in (original, unlearned):
-        if not path.exists():
-            raise InputError(f"the model {path} does not exist", hint="give a GGUF file or a Hugging Face directory")
     directories = [path for path in (original, unlearned) if path.is_dir()]
     try:
         needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
+        if directories:
+            needed += sum(least_bytes(kind, _weights_in(original)) for kind in file_types)
     except OSError as error:
         raise InputError(
             "a file of weights cannot be read", cause=str(error), hint="a link that leads nowhere: get the model again"
@@ -53,7 +78,8 @@ def opened_pair(
     free = shutil.disk_usage(work).free
     if needed > free:
         raise InputError(
-            f"not enough disk space in {work}: {needed:,} bytes needed to convert, {free:,} free",
+            f"not enough disk space in {work}: at least {needed:,} bytes needed, {free:,} free; models are converted "
+            "there",
             hint="free some space, choose another directory, or give GGUFs",
         )
     with scratch_directory(work) as scratch:
@@ -72,7 +98,32 @@ def opened_pair(
         opened = [GgufFile(path, outline=True) for path in (before, after)]
         pair = Pair(before, after, opened[0], *(stored_tensors(file.path, file) for file in opened))
         _check_match(pair, opened, original, unlearned)
-        yield pair
+        with _called({before: original, after: unlearned}):
+            yield pair
+
+
+@contextmanager
+def _called(names: Mapping[Path, Path]) -> Iterator[None]:
+    """What is said of a converted file while open is said of the model that the user gave."""
+    try:
+        yield
+    except GgufForgetError as error:
+
+        def told(text: str | None) -> str | None:
+            for converted, given in names.items():
+                text = text.replace(str(converted), str(given)) if text else text
+            return text
+
+        error.message, error.cause, error.hint = told(error.message) or "", told(error.cause), told(error.hint)
+        raise
+
+
+def _weights_in(model: Path) -> int:
+    """How many weights a model has, about: from the sizes of its files."""
+    if not model.is_dir():
+        return sum(int(np.prod(tensor.shape)) for tensor in stored_tensors(model).values())
+    stored = sum(file.stat().st_size for file in weight_files(model))
+    return stored // (4 if stored_type(model) == "f32" else 2)
 
 
 def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:

@@ -32,11 +32,15 @@ from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quantize
 from gguf_forget.progress import Progress
+from gguf_forget.whole_file import check_output
 
 Hessians = Callable[[str], np.ndarray | None]
 Fitter = Callable[[Path, str], tuple[Mapping[str, np.ndarray], dict[str, Any]]]
 """A rounded file and its type to codes (int16 [rows, columns]) of some tensors, and what to say of them (nothing where
 there was nothing to choose; else ``moved``, how many codes are other ones)."""
+Companions = Callable[[Mapping[str, Path], Sequence[dict[str, Any]]], Mapping[Path, Path]]
+"""Given the finished files by type, before they have their names, and what is said of each: makes what goes with them,
+a file or folder each, and says where each is to be renamed to."""
 SMALL = 4 << 20  # weights
 RUNS_AT_ONCE = 8  # a task; one each would be tens of thousands for a large model
 
@@ -89,24 +93,26 @@ def plan_export(pair: Pair, file_types: Sequence[str], options: ExportOptions) -
     return Planned(edited, files)
 
 
-def check_destinations(inputs: Sequence[Path], destinations: Mapping[str, Path]) -> None:
-    """Refuse, before any work, a destination that is an input (or a part of one) or a directory."""
-    sources = [part for path in inputs if path.is_file() for part in files_of(path)]
-    for destination in destinations.values():
-        if destination.is_dir():
-            raise InputError(f"{destination} is a directory, needed: the name of a file")
-        for source in sources:
-            if destination.exists() and os.path.samefile(source, destination):
-                raise InputError(f"{destination} is one of the inputs", hint="give another name for the result")
+def check_destinations(models: Sequence[Path], others: Sequence[Path], destinations: Sequence[Path]) -> None:
+    """Refuse, before any work, a destination that is an input or no place for a file.
 
-
-def check_space(planned: Planned, folder: Path, *, split: bool = False, besides: int = 0) -> None:
-    """Refuse, before any work, what the disk has no room for; all files are counted, none is taken away.
-
-    split: each file is written whole and then in parts. besides: bytes of calibration files.
+    models: GGUFs (all parts of a split one count) or directories (all files in them count). others: further inputs.
     """
+    sources = [*others]
+    for model in models:
+        sources += model.rglob("*") if model.is_dir() else files_of(model)
+    for destination in destinations:
+        check_output(destination, sources)
+
+
+def space_needed(planned: Planned, *, split: bool) -> int:
+    """Bytes of all files, none taken away. split: each is written whole and then in parts."""
     sizes = [plan.bytes for plan in planned.files.values()]
-    needed = sum(sizes) + split * max(sizes) + besides
+    return sum(sizes) + split * max(sizes)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse, before any work, ``needed`` bytes that the disk of ``folder`` has no room for."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -136,6 +142,7 @@ def export_types(
     progress: Progress,
     hessians: Hessians = lambda name: None,
     fitter: Fitter | None = None,
+    companions: Companions = lambda files, documents: {},
 ) -> list[dict[str, Any]]:
     """Write a file for every type (type to file, in one directory), and say what became of every edit in each.
 
@@ -143,13 +150,15 @@ def export_types(
     before, every destination is as it was, and at any moment each is the old file or the new one.
     hessians: tensor name to Σ x·xᵀ [columns, columns], None for the nearest code.
     fitter: chooses codes anew once a file is rounded, and adds to what is said of it.
+    companions: what else is to be finished before anything appears.
 
     Raises InputError for weights that are NaN or infinite, or a full disk, LlamaError where llama.cpp refuses,
     EvaluationError where a file does not decode to what was asked for.
     """
     folder = next(iter(destinations.values())).parent
     keep_freed_memory()
-    documents, finished = [], []
+    documents: list[dict[str, Any]] = []
+    finished: dict[str, tuple[list[Path], Path]] = {}
     with scratch_directory(folder) as scratch:
         for file_type, destination in destinations.items():
             partial = scratch / destination.name
@@ -165,11 +174,14 @@ def export_types(
             document["files"] = [str(destination.with_name(part.name)) for part in parts]
             document["file"], document["bytes"] = document["files"][0], sum(part.stat().st_size for part in parts)
             documents.append(document)
-            finished.append((parts, destination))
-        for parts, destination in finished:
+            finished[file_type] = parts, destination
+        for parts, destination in finished.values():
             _check_parts(pair, parts, destination)
-        for parts, destination in finished:
+        besides = companions({kind: parts[0] for kind, (parts, _) in finished.items()}, documents)
+        for parts, destination in finished.values():
             publish(parts, destination)
+        for made, place in besides.items():
+            os.replace(made, place)
     return documents
 
 

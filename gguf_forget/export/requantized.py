@@ -21,7 +21,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.export.patch import edit_of
 from gguf_forget.export.rows import runs_of_rows, same_bytes
 from gguf_forget.grids import CODECS
-from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
+from gguf_forget.llama.blocks import dequantize_rows, needs_importance, quantize_rows
 from gguf_forget.llama.quantizer import plan_file
 
 FLOATS = ("F32", "F16", "BF16")
@@ -66,6 +66,11 @@ def requantized(
     before, after = stored_tensors(original), stored_tensors(shipped)
     _check(before, after, original, shipped)
     plans = {kind: plan_file(shipped, kind).types for kind in file_types}
+    for kind, types in plans.items():
+        if any(needs_importance(one) for one in set(types.values())):
+            raise InputError(
+                f"{kind} cannot be made without an importance matrix", hint=f"such as {', '.join(FILE_TYPES[4:8])}"
+            )
     totals = {kind: np.zeros(3, dtype=np.int64) for kind in file_types}
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for name, tensor in after.items():

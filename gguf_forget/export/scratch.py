@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gguf_forget.errors import InputError
+
 PREFIX = ".gguf-forget-"
 _LOCK = "lock"
 _SECONDS_TO_START = 60.0  # a directory without a lock file is younger than this where its process lives
@@ -23,7 +25,10 @@ _SECONDS_TO_START = 60.0  # a directory without a lock file is younger than this
 
 @contextmanager
 def scratch_directory(folder: Path) -> Iterator[Path]:
-    """A new directory in ``folder`` while open; those that dead processes left there are removed first."""
+    """A new directory in ``folder`` while open; those that dead processes left there are removed first.
+
+    Raises InputError where none can be made.
+    """
     remove_strays(folder)
     path, descriptor = _claimed(folder)
     try:
@@ -35,7 +40,14 @@ def scratch_directory(folder: Path) -> Iterator[Path]:
 
 def _claimed(folder: Path) -> tuple[Path, int]:
     while True:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        try:
+            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        except OSError as error:
+            raise InputError(
+                f"nothing can be written in {folder}",
+                cause=str(error),
+                hint="check that it exists, its permissions and its free space",
+            ) from error
         descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         # Where locks are not to be had (some network file systems) nobody else can take one either.
         with suppress(OSError):

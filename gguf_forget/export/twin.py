@@ -52,48 +52,42 @@ def export_twin(
     pair: Pair,
     edited: tuple[str, ...],
     shipped: Path,
+    partial: Path,
     destination: Path,
     kind: str,
     options: ExportOptions,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the twin of ``shipped``, whole or not at all; ``kind`` is one of ``TYPES``.
+    """Write the twin of ``shipped`` at ``partial``, to be renamed to ``destination``; ``kind`` is one of ``TYPES``.
 
     Counts in the result: ``moved`` weights of the shipped file, and ``kept`` of them: those that llama.cpp's own
     quantization of the twin to the type of their tensor moves at least half a step from where the original's goes, in
     the same direction. ``pushed``: weights that needed more than their steps.
     """
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.patched")
     importance = {} if options.quantize.importance is None else options.quantize.importance.values
     target = stored_tensors(shipped)
     parts: list[TwinPart] = []
-    try:
-        with progress.task(f"twin: {kind}", 1) as advance:
-            quantize(pair.original, partial, kind, threads=options.threads, allow_requantize=True, durable=False)
+    with progress.task(f"twin: {kind}", 1) as advance:
+        quantize(pair.original, partial, kind, threads=options.threads, allow_requantize=True, durable=False)
+        advance(1)
+    twin = stored_tensors(partial)
+    with (
+        partial.open("rb+") as file,
+        ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
+        progress.task("twin: edits", len(edited)) as advance,
+    ):
+        for name in edited:
+            work = _worker(file.fileno(), twin[name], target[name], pair, options.rounding.noise, importance.get(name))
+            parts += [part for part in pool.map(work, list(runs_of_rows(target[name]))) if part is not None]
             advance(1)
-        twin = stored_tensors(partial)
-        with (
-            partial.open("rb+") as file,
-            ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
-            progress.task("twin: edits", len(edited)) as advance,
-        ):
-            for name in edited:
-                work = _worker(
-                    file.fileno(), twin[name], target[name], pair, options.rounding.noise, importance.get(name)
-                )
-                parts += [part for part in pool.map(work, list(runs_of_rows(target[name]))) if part is not None]
-                advance(1)
-            os.fsync(file.fileno())
-        with progress.task("twin: read back", len(parts)) as advance:
-            read_back(stored_tensors(partial), [part.check for part in parts], destination, advance)
-        os.replace(partial, destination)
-    finally:
-        partial.unlink(missing_ok=True)
+        os.fsync(file.fileno())
+    with progress.task("twin: read back", len(parts)) as advance:
+        read_back(stored_tensors(partial), [part.check for part in parts], destination, advance)
     moved, kept = (sum(getattr(part, name) for part in parts) for name in ("moved", "kept"))
     return {
         "type": kind,
         "file": str(destination),
-        "bytes": destination.stat().st_size,
+        "bytes": partial.stat().st_size,
         "moved": moved,
         "kept": kept,
         "pushed": sum(part.pushed for part in parts),

@@ -42,6 +42,8 @@ def _ggml() -> Any:
             ctypes.c_int64,
             ctypes.c_void_p,
         ]
+        libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+        libggml.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
         libggml.ggml_row_size.restype = ctypes.c_size_t
         libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
         libggml.ggml_validate_row_data.restype = ctypes.c_bool
@@ -60,6 +62,11 @@ def _ggml() -> Any:
 def row_bytes(type_name: str, columns: int) -> int:
     """Bytes of a row of ``columns`` weights."""
     return int(_ggml().ggml_row_size(type_id(type_name), columns))
+
+
+def needs_importance(type_name: str) -> bool:
+    """Whether libggml quantizes to that type with an importance matrix only; without one it ends the process."""
+    return bool(_ggml().ggml_quantize_requires_imatrix(type_id(type_name)))
 
 
 def quantize_rows(type_name: str, weights: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:

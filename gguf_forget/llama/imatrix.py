@@ -37,6 +37,10 @@ def read_importance(path: Path) -> Importance:
     for name, values in importance.values.items():
         if broken := int(values.size - np.isfinite(values).sum()):
             raise InputError(f"{path}: the importances of {name} hold {broken} values that are not finite")
+        if below := int((values < 0).sum()):
+            raise InputError(f"{path}: the importances of {name} hold {below} values below 0, needed mean squares")
+    if not any(values.any() for values in importance.values.values()):
+        raise InputError(f"the importance matrix {path} holds nothing but zeros")
     return importance
 
 

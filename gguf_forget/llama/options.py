@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import InputError, UnsupportedError
 
 BUFFER_BYTES = 256 << 20  # rows of one tensor that llama.cpp holds at a time; the bytes it writes do not depend on it
+_NEVER_STORED = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # llama.cpp aborts when asked to quantize to them
 _TEXT_LIMIT = 127  # llama.cpp's key overrides hold no longer string
 
 
@@ -38,6 +40,19 @@ class QuantizeOptions:
     pure: bool = False
     metadata: tuple[tuple[str, str | int], ...] = ()  # keys to add; strings of at most 127 bytes
 
+    def check(self) -> None:
+        """Raises InputError for an unknown type, one that nothing is stored in, or no regular expression."""
+        for kind in (self.output_tensor_type, self.token_embedding_type, *(kind for _, kind in self.tensor_types)):
+            if kind is not None:
+                _target_id(kind)
+        for pattern, kind in self.tensor_types:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"--tensor-type {pattern}={kind}: {pattern!r} is no regular expression", cause=str(error)
+                ) from error
+
     def apply(self, parameters: Any, module: Any) -> list[Any]:
         """Set the fields of a ``llama_model_quantize_params``; keep what is returned alive while it is used.
 
@@ -48,11 +63,11 @@ class QuantizeOptions:
         for name in ("output_tensor_type", "token_embedding_type"):
             kind = getattr(self, name)
             if kind is not None:
-                _set(parameters, name, type_id(kind), needed=True)
+                _set(parameters, name, _target_id(kind), needed=True)
         kept: list[Any] = []
         if self.tensor_types:
             override = module.llama_model_tensor_override
-            patterns = [override(pattern.lower().encode(), type_id(kind)) for pattern, kind in self.tensor_types]
+            patterns = [override(pattern.lower().encode(), _target_id(kind)) for pattern, kind in self.tensor_types]
             kept.append((override * (len(patterns) + 1))(*patterns))  # the last, all zero, ends the list
             _set(parameters, "tt_overrides", kept[-1], needed=True)
         if self.importance is not None:
@@ -122,3 +137,11 @@ def type_id(name: str) -> int:
             hint=f"did you mean {close[0]}?" if close else None,
         )
     return int(known[name.upper()])
+
+
+def _target_id(name: str) -> int:
+    """:func:`type_id` of a type that weights can be quantized to."""
+    number = type_id(name)
+    if name.upper() in _NEVER_STORED:
+        raise InputError(f"tensor type {name!r} is none that weights are stored in", hint="such as Q8_0 or Q6_K")
+    return number

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,11 @@ FILE_TYPES: dict[str, int] = {
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4_MOE": 38,
+    "NVFP4": 39,
+    "Q1_0": 40,
 }
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""llama-quantize's own."""
 
 # "[  3/272] blk.0.ffn_up.weight - [ 576, 1536, 1, 1], type = f32, size =  3.38 MiB ->  0.58 MiB (q5_0)"
 _DRY_RUN_LINE = re.compile(
@@ -103,8 +107,29 @@ class FilePlan:
 DEFAULT = QuantizeOptions()
 
 
+def least_bytes(file_type: str, weights: int) -> int:
+    """Bytes that ``weights`` take at least in a file of that type: no mixture has coarser matrices than its name says.
+
+    0 for a name that says nothing of its blocks.
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = re.sub(r"_(XS|S|M|L|MOE)$", "", file_type) if file_type not in _known() else file_type
+    if kind not in _known():
+        return 0
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return weights // block * size
+
+
+def _known() -> Container[str]:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType.__members__
+
+
 def plan_file(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) -> FilePlan:
     """As :func:`plan`, with the size of the file (to the padding of header and tensors)."""
+    options.check()
     _check_source(source, file_type)
     tensors = _dry_run(source, file_type, options)
     for name, tensor in tensors.items():
@@ -234,6 +259,8 @@ def check_result(partial: Path, destination: Path, file_type: str, planned: File
 
 
 def _failure_hint(reason: str | None, destination: Path) -> str | None:
+    if reason and "imatrix" in reason and "size" in reason:
+        return "give the importance matrix of this very model"
     if reason and "imatrix" in reason:
         return "this type needs an importance matrix (--imatrix), or choose a larger one"
     if reason and "requantizing" in reason:

@@ -6,7 +6,6 @@ options, which ``gguf-forget quantize ORIGINAL ORIGINAL STOCK TYPE`` or llama-qu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +14,19 @@ from typing import Any
 from gguf_forget.errors import InputError
 from gguf_forget.export.moves import identity
 from gguf_forget.export.quantize import ExportOptions
-from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.stages.evidence import EXPORT, list_moves, seal
 from gguf_forget.stages.machine import environment, tool_versions
-from gguf_forget.whole_file import sha256_file
+from gguf_forget.whole_file import check_folder_writable, sha256_file
 
 
 def check_folder(folder: Path, out: Path) -> None:
     """Refuse, before any work, a place that holds something already; ``out`` may be a folder that is made later."""
     if not folder.parent.is_dir() and folder.parent != out:
         raise InputError(f"no such directory: {folder.parent}", hint="create it first")
+    if folder.parent.is_dir():
+        check_folder_writable(folder.parent)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"the evidence folder {folder} is there and not empty", hint="give a free path")
 
@@ -37,12 +37,12 @@ def write_export_evidence(
     inputs: Mapping[str, Any],
     options: ExportOptions,
     asked: Mapping[str, Any],
-    folder: Path,
+    scratch: Path,
     progress: Progress,
     *,
     twins: Mapping[str, Path],
-) -> None:
-    """Fill ``folder``, which appears whole or not at all.
+) -> Path:
+    """Make the evidence in the empty directory ``scratch``; returns the folder, finished, to be renamed.
 
     Args:
         original: as a GGUF.
@@ -53,9 +53,9 @@ def write_export_evidence(
     Raises EvaluationError where a file does not follow from its stock file, InputError where nothing can be written.
     """
     outputs = {}
-    with scratch_directory(folder.parent) as scratch, progress.task("list of moved codes", len(files)) as advance:
-        made = scratch / "evidence"
-        made.mkdir()
+    made = scratch / "evidence"
+    made.mkdir()
+    with progress.task("list of moved codes", len(files)) as advance:
         for kind, shipped in files.items():
             stock = scratch / f"stock.{kind}.gguf"
             quantize(
@@ -72,16 +72,16 @@ def write_export_evidence(
                 outputs[kind]["twin"] = identity(twins[kind])
             stock.unlink()
             advance(1, kind)
-        content = {
-            "kind": EXPORT,
-            "inputs": dict(inputs),
-            "options": {**_options(options), **asked},
-            "outputs": outputs,
-            "tools": tool_versions(),
-            "environment": environment(),
-        }
-        seal(made, content)
-        os.replace(made, folder)
+    content = {
+        "kind": EXPORT,
+        "inputs": dict(inputs),
+        "options": {**_options(options), **asked},
+        "outputs": outputs,
+        "tools": tool_versions(),
+        "environment": environment(),
+    }
+    seal(made, content)
+    return made
 
 
 def _options(options: ExportOptions) -> dict[str, Any]:

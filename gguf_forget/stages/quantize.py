@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gguf_forget import __version__
 from gguf_forget.checkpoint.convert import weight_files
 from gguf_forget.checkpoint.stored import files_of
 from gguf_forget.errors import InputError
-from gguf_forget.export.inputs import Pair, opened_pair
+from gguf_forget.export.inputs import Pair, check_models, opened_pair
 from gguf_forget.export.quantize import (
     ExportOptions,
     Hessians,
@@ -23,12 +24,14 @@ from gguf_forget.export.quantize import (
     check_space,
     export_types,
     plan_export,
+    space_needed,
 )
+from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
 from gguf_forget.stages.fit import FitData, FitOptions, fitter, plan_fit, read_fit_data
-from gguf_forget.whole_file import sha256_file
+from gguf_forget.whole_file import check_folder_writable, sha256_file
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,18 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
     folder = next(iter(job.files.values())).parent
     # A directory for several files is made, but only once everything has been checked.
     work = folder.parent if folder == job.out and not folder.exists() else folder
-    if not work.is_dir():
-        raise InputError(f"no such directory: {work}", hint="create it first")
-    for destinations in (job.files, job.twins()):
-        check_destinations([job.original, job.unlearned], destinations)
+    check_folder_writable(work)
+    check_models([job.original, job.unlearned])
+    importance = job.options.quantize.importance
+    others = [*job.calibration, *job.fit.files, *([] if importance is None else [importance.path])]
+    check_destinations([job.original, job.unlearned], others, [*job.files.values(), *job.twins().values()])
     with ExitStack() as stack:
-        pair = stack.enter_context(opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp))
+        pair = stack.enter_context(_opened(job, work, progress))
+        if importance is not None and not importance.values.keys() & pair.before.keys():
+            raise InputError(
+                f"{importance.path} names no tensor of {job.original}, its first is {next(iter(importance.values))}",
+                hint="give the importance matrix of this very model",
+            )
         planned = plan_export(pair, list(job.files), job.options)
         document: dict[str, Any] = {
             "schema_version": 1,
@@ -102,8 +111,7 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             document["files"] = [_planned(planned, kind, file) for kind, file in job.files.items()]
             return document
         halves = sum(2 * tensor.rows * tensor.columns for tensor in pair.before.values())
-        stock = 0 if job.evidence is None else max(plan.bytes for plan in planned.files.values())
-        check_space(planned, work, split=split, besides=disk + len(job.twins()) * halves + stock)
+        _check_room(job, work, space_needed(planned, split=split) + disk + len(job.twins()) * halves, planned)
         folder.mkdir(exist_ok=True)
         hessians: Hessians = lambda name: None  # noqa: E731
         if columns:
@@ -126,13 +134,39 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             )
         digests = _digests(job, progress) if job.provenance or job.evidence is not None else {}
         options = replace(job.options, metadata=_provenance(job, document, digests) if job.provenance else {})
-        document["files"] = export_types(pair, planned, job.files, options, progress, hessians, fit)
-        for file, (kind, path) in zip(document["files"], job.twins().items(), strict=False):
-            file["twin"] = export_twin(pair, planned.edited, job.files[kind], path, str(job.twin), options, progress)
-        if job.evidence is not None:
-            _write_evidence(job, job.evidence, pair, digests, progress)
-            document["evidence"] = str(job.evidence)
+
+        def companions(files: Mapping[str, Path], documents: Sequence[dict[str, Any]]) -> dict[Path, Path]:
+            made, twins = {}, {}
+            for about, (kind, path) in zip(documents, job.twins().items(), strict=False):
+                twins[kind] = partial = files[kind].with_name(path.name)
+                about["twin"] = export_twin(
+                    pair, planned.edited, files[kind], partial, path, str(job.twin), options, progress
+                )
+                made[partial] = path
+            if job.evidence is not None:
+                scratch = stack.enter_context(scratch_directory(job.evidence.parent))
+                made[_evidence(job, pair, files, twins, digests, scratch, progress)] = job.evidence
+                document["evidence"] = str(job.evidence)
+            return made
+
+        document["files"] = export_types(pair, planned, job.files, options, progress, hessians, fit, companions)
     return document
+
+
+def _opened(job: QuantizeJob, work: Path, progress: Progress) -> AbstractContextManager[Pair]:
+    return opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp, file_types=list(job.files))
+
+
+def _check_room(job: QuantizeJob, work: Path, needed: int, planned: Planned) -> None:
+    """For ``needed`` bytes in ``work``, and for what the evidence takes where it goes: a stock file at a time."""
+    if job.evidence is not None:
+        stock = max(plan.bytes for plan in planned.files.values())
+        place = job.evidence.parent if job.evidence.parent.is_dir() else work
+        if os.stat(place).st_dev == os.stat(work).st_dev:
+            needed += stock
+        else:
+            check_space(place, stock)
+    check_space(work, needed)
 
 
 def _calibration(
@@ -177,7 +211,15 @@ def _digests(job: QuantizeJob, progress: Progress) -> dict[str, str]:
     return {"base": _digest(job.original), "unlearned": _digest(job.unlearned)}
 
 
-def _write_evidence(job: QuantizeJob, folder: Path, pair: Pair, digests: Mapping[str, str], progress: Progress) -> None:
+def _evidence(
+    job: QuantizeJob,
+    pair: Pair,
+    files: Mapping[str, Path],
+    twins: Mapping[str, Path],
+    digests: Mapping[str, str],
+    scratch: Path,
+    progress: Progress,
+) -> Path:
     named = {"base": job.original, "unlearned": job.unlearned}
     asked = {
         "calibration_sha256": [sha256_file(path) for path in job.calibration],
@@ -187,15 +229,15 @@ def _write_evidence(job: QuantizeJob, folder: Path, pair: Pair, digests: Mapping
         "provenance": job.provenance,
         "twin": job.twin,
     }
-    write_export_evidence(
+    return write_export_evidence(
         pair.original,
-        job.files,
+        files,
         {role: {"name": path.resolve().name, "sha256": digests[role]} for role, path in named.items()},
         job.options,
         asked,
-        folder,
+        scratch,
         progress,
-        twins=job.twins(),
+        twins=twins,
     )
 
 

@@ -17,7 +17,7 @@ from benchmark_support.memory import PeakBeyondPageCache, peak, reset_peak
 from export_benchmark.work import EDIT_SIZE, EDITED_SHARE
 from gguf_forget.export.inputs import opened_pair
 from gguf_forget.export.patch import RoundingOptions
-from gguf_forget.export.quantize import ExportOptions, check_space, export_type, plan_export
+from gguf_forget.export.quantize import ExportOptions, check_space, export_type, plan_export, space_needed
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.llama.library import load
@@ -75,7 +75,7 @@ def ours(
     options, progress = ExportOptions(rounding=RoundingOptions(saturated=saturated), threads=threads), Progress()
     with _measured() as found, opened_pair(original, unlearned, out.parent, progress) as pair:
         planned = plan_export(pair, [file_type], options)
-        check_space(planned, out.parent)
+        check_space(out.parent, space_needed(planned, split=False))
         mapped = {} if hessians is None else {int(f.stem): np.load(f, mmap_mode="r") for f in hessians.glob("*.npy")}
         document = export_type(
             pair, planned, file_type, out, options, progress, lambda name: mapped.get(pair.before[name].columns)

@@ -24,6 +24,7 @@ from gguf_forget.export.quantize import (
     check_destinations,
     check_space,
     plan_export,
+    space_needed,
 )
 from gguf_forget.grids import CODECS, codec_for
 from gguf_forget.llama.options import QuantizeOptions
@@ -192,7 +193,7 @@ def test_a_split_model_is_read_as_one(tmp_path: Path) -> None:
     run(whole, unlearned, tmp_path / "from-one.gguf", "Q5_K_M")
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "from-one.gguf").read_bytes()
     with pytest.raises(InputError, match="is one of the inputs"):
-        check_destinations([parts[0]], {"Q8_0": parts[1]})
+        check_destinations([parts[0]], [], [parts[1]])
     with pytest.raises(InputError, match="needed the first of them"):
         stored_tensors(parts[1])
     parts[1].unlink()
@@ -309,12 +310,12 @@ def test_destinations_and_space_are_checked_before_any_work(tmp_path: Path, monk
     link = tmp_path / "link.gguf"
     link.symlink_to(original)
     with pytest.raises(InputError, match="is one of the inputs"):
-        check_destinations([original], {"Q8_0": link})
-    with pytest.raises(InputError, match="is a directory, needed: the name of a file"):
-        check_destinations([original], {"Q8_0": tmp_path})
+        check_destinations([original], [], [link])
+    with pytest.raises(InputError, match="is a directory, needed the name of a file"):
+        check_destinations([original], [], [tmp_path])
     with opened_pair(original, original, tmp_path, Progress()) as pair:
         planned = plan_export(pair, ["Q8_0", "Q4_0"], ExportOptions())
     needed = sum(plan.bytes for plan in planned.files.values())
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 3, 7))
     with pytest.raises(InputError, match=f"{needed:,} bytes needed, 7 free"):
-        check_space(planned, tmp_path)
+        check_space(tmp_path, space_needed(planned, split=False))

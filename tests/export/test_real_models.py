@@ -91,7 +91,7 @@ def test_stock_quantization_of_the_twin_keeps_the_edits(
     run(original, unlearned, out, file_type, options)
     with opened_pair(original, unlearned, tmp_path, Progress()) as pair:
         edited = plan_export(pair, [file_type], options).edited
-        found = export_twin(pair, edited, out, twin, "F16", options, Progress())
+        found = export_twin(pair, edited, out, twin, twin, "F16", options, Progress())
     assert found["kept"] / found["moved"] > 0.999
     (row,) = requantized(original, twin, [file_type], threads=2)
     assert row.share is not None

@@ -32,7 +32,7 @@ def test_stock_quantization_of_the_twin_keeps_the_edits(tmp_path: Path, file_typ
     run(original, unlearned, out, file_type)
     with opened_pair(original, unlearned, tmp_path, Progress()) as pair:
         planned = plan_export(pair, [file_type], options)
-        found = export_twin(pair, planned.edited, out, twin, "F16", options, Progress())
+        found = export_twin(pair, planned.edited, out, twin, twin, "F16", options, Progress())
     quantize(original, tmp_path / "stock.gguf", file_type, threads=1)
     quantize(twin, tmp_path / "by-anyone.gguf", file_type, threads=1)
     stock, shipped, anyone = (stored_tensors(tmp_path / f"{name}.gguf") for name in ("stock", "out", "by-anyone"))
