@@ -16,6 +16,12 @@ made without any knowledge of a grid, stands for a model that another tool unlea
 - noise: not at all, but with normal noise of the variance that llama.cpp's rounding has in every block (in F32, mean of
   three draws): what the type's coarseness does by itself when every edit arrives,
 
+and, only where named by `--side`, what the other options trade:
+
+- aimed at the edit: `--aim edit`; survive all, survive none: `--survive …`; widened: `--saturated widen`,
+- calibrated, compensated outside: calibrated with `--outside-mask compensate` (here every weight of the matrices is
+  edited, hardly any lies outside),
+
 and asked through llama.cpp: the forgotten capitals on three of the phrasings that NPO was trained on (4-way accuracy,
 log-probability of the answer in nats), kept capitals, perplexity of plain text. TEXT is the half of Python's own
 documentation that no perplexity is measured on. "gap" is the answer's log-probability less that of the F32 model, the
@@ -66,6 +72,7 @@ SIDES = (
     "given back",
     "noise",
 )
+TRADES = ("aimed at the edit", "survive all", "survive none", "widened", "calibrated, compensated outside")
 DRAWS = 3  # of noise
 HEADER = [
     "type",
@@ -87,7 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--type", dest="types", action="append", metavar="TYPE[:pure]")
-    parser.add_argument("--side", dest="sides", action="append", choices=SIDES, help="some of the files alone")
+    parser.add_argument("--side", dest="sides", action="append", choices=SIDES + TRADES, help="some of the files alone")
     parser.add_argument("--folder", type=Path, help="for the files [default: the system's temporary directory]")
     return parser.parse_args()
 
@@ -194,20 +201,24 @@ def _measure(arguments: argparse.Namespace, folder: Path, progress: Progress) ->
         kind, _, pure = given.partition(":")
         more = ["--pure"] if pure else []
         stock_scores: FileScores | None = None
-        ways: Sequence[Sequence[str] | Path | None] = (
-            original,
-            unlearned,
-            ["--no-carry"],
-            [],
-            [*calibration, "--no-carry"],
-            calibration,
-            fit,
-            [*fit, "--fit-kept", "original"],
-            None,
-        )
-        for side, how in zip(SIDES, ways, strict=True):
-            if arguments.sides and side not in arguments.sides:
-                continue
+        ways: dict[str, Sequence[str] | Path | None] = {
+            "original": original,
+            "stock": unlearned,
+            "nearest": ["--no-carry"],
+            "carried": [],
+            "calibrated, not carried": [*calibration, "--no-carry"],
+            "calibrated": calibration,
+            "fitted": fit,
+            "given back": [*fit, "--fit-kept", "original"],
+            "noise": None,
+            "aimed at the edit": ["--aim", "edit"],
+            "survive all": ["--survive", "all"],
+            "survive none": ["--survive", "none"],
+            "widened": ["--saturated", "widen"],
+            "calibrated, compensated outside": [*calibration, "--outside-mask", "compensate"],
+        }
+        for side in (side for side in ways if side in (arguments.sides or SIDES)):
+            how = ways[side]
             file, arrives, options = folder / "model.gguf", None, QuantizeOptions(pure=bool(pure))
             if how is None:
                 asked = [judged(noisy) for noisy in _noisy(unlearned, file, kind, options)]

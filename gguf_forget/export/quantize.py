@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
-from gguf_forget.errors import InputError
+from gguf_forget.errors import InputError, LlamaError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.memory import keep_freed_memory
 from gguf_forget.export.outcome import TensorOutcome, totals
@@ -242,10 +242,10 @@ def _written(
         try:
             tensors, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
             return tensors, *_filled(tensors, runs, *filled)
-        except NotOurs:
+        except NotOurs as why:
             if partial.exists():
                 os.truncate(partial, 0)  # its blocks are free even while a view of it is left
-            with progress.task(f"{file_type}: llama.cpp's own", 1) as advance:
+            with progress.task(f"{file_type}: llama.cpp's own", 1) as advance, _said(why):
                 quantize(
                     pair.original,
                     partial,
@@ -292,6 +292,17 @@ def _written(
     }
 
 
+@contextmanager
+def _said(why: NotOurs) -> Iterator[None]:
+    """llama.cpp does not always name the tensor that it refuses."""
+    try:
+        yield
+    except LlamaError as error:
+        if why.broken is None:
+            raise
+        raise InputError(why.broken, cause=error.cause, hint="get the model again") from error
+
+
 def _filled(
     stock: Mapping[str, StoredTensor],
     runs: Mapping[str, Sequence[Run]],
@@ -319,15 +330,15 @@ def _filled(
         ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool,
         progress.task(f"{file_type}: weights", len(planned.edited) + len(others)) as advance,
     ):
-        stopped = threading.Event()
+        refused: list[NotOurs] = []  # once one run is, no other need be made
 
         def stored(run: Run) -> np.ndarray:
-            if stopped.is_set():
-                raise NotOurs
+            if refused:
+                raise refused[0]
             try:
                 return stored_run(run)
-            except NotOurs:
-                stopped.set()
+            except NotOurs as why:
+                refused.append(why)
                 raise
 
         def write_all(some: Sequence[Run]) -> int:

@@ -47,7 +47,11 @@ class Run:
 
 
 class NotOurs(Exception):
-    """llama.cpp should make this file."""
+    """llama.cpp should make this file. ``broken``: what is wrong with a tensor, should it refuse as well."""
+
+    def __init__(self, broken: str | None = None) -> None:
+        super().__init__(broken)
+        self.broken = broken
 
 
 def begin_stock(
@@ -92,24 +96,25 @@ def begin_stock(
 def stored_run(run: Run) -> np.ndarray:
     """Quantize a run of rows, from any thread: uint8 [rows, bytes per row], to be written at ``run.place``.
 
-    Raises NotOurs for weights that are NaN or infinite.
+    Raises NotOurs for weights that are NaN or infinite, or come out so.
     """
     tensor, raw = run.tensor, run.tensor.raw[run.start : run.stop]
     copied = run.kind == tensor.type
+    not_finite = f"tensor {tensor.name} of {tensor.path} holds weights that are NaN or infinite"
     # Of what is copied only floats are looked at as numbers.
     weights = None if copied and tensor.type not in FLOAT_TYPES else tensor.weights(run.start, run.stop)
     if weights is not None and tensor.type in FLOAT_TYPES:
         with np.errstate(all="ignore"):
             finite = np.isfinite(weights.sum())  # only if all its terms are
         if not finite and not np.isfinite(weights).all():
-            raise NotOurs
+            raise NotOurs(not_finite)
     elif tensor.type in CODECS and not valid_rows(tensor.type, raw):
-        raise NotOurs
+        raise NotOurs(not_finite)
     if weights is None or copied:
         return raw
     made = quantize_rows(run.kind, weights, run.importance)
     if not valid_rows(run.kind, made):
-        raise NotOurs
+        raise NotOurs(f"tensor {tensor.name} of {tensor.path} holds weights that are too large for {run.kind}")
     return made
 
 

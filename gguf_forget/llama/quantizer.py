@@ -56,7 +56,6 @@ FILE_TYPES: dict[str, int] = {
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4_MOE": 38,
-    "NVFP4": 39,
     "Q1_0": 40,
 }
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}

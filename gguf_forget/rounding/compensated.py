@@ -12,8 +12,9 @@ that must survive lands. V is one of two:
 Everything is done in shifts: how many codes a weight goes from the original's code. Every constraint is an
 interval of shifts, and the best shift of one weight is the nearest level inside its interval.
 
-A diagonal H (all that an imatrix holds) ties no weight to another: the best code of each is then its nearest one,
-whatever the diagonal. That is what is done without H.
+A diagonal H (all that an imatrix holds) ties no weight to another: the code of each that keeps that error least is then
+its nearest one, whatever the diagonal. That is what is done without H. What is carried afterwards (:mod:`.carry`)
+weighs all columns alike, with or without H.
 
 Rows are independent given H. Where each row may move a few columns of its own, the problem of that row is one of
 those columns alone (:mod:`.rows_alone`); all other rows share one order of columns and one factor.

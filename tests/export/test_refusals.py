@@ -190,6 +190,19 @@ def test_what_is_wrong_with_a_converted_file_is_said_of_the_directory(
     assert ".gguf-forget-" not in result.stderr
 
 
+@pytest.mark.parametrize("name", [UP, "blk.0.ffn_gate.weight"])
+@pytest.mark.parametrize(("factor", "said"), [(1e8, "are too large for"), (np.nan, "are NaN or infinite")])
+def test_weights_that_cannot_be_stored_are_named(tmp_path: Path, name: str, factor: float, said: str) -> None:
+    weights = shape_weights("llama")
+    weights[name] = weights[name] * np.float32(factor)
+    original = write_shape(tmp_path / "base.gguf", "llama", weights)
+    unlearned = write_shape(tmp_path / "forgets.gguf", "llama", edited(shape_weights("llama")) | {name: weights[name]})
+    for file_type in ("Q4_0", "Q4_K_M", "F16"):
+        result = call(original, unlearned, tmp_path / "out.gguf", file_type)
+        assert result.exit_code == 2
+        assert f"tensor {name} of {original} holds weights that {said}" in result.stderr
+
+
 def test_nothing_appears_where_a_companion_fails(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

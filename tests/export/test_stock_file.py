@@ -149,8 +149,9 @@ def test_weights_that_are_not_finite_are_not_ours_and_llama_cpp_says_so(
     with pytest.raises(NotOurs):
         ours(original, tmp_path / "ours.gguf", "Q4_K_M", QuantizeOptions())
     (tmp_path / "twin.gguf").write_bytes(raw)
-    with pytest.raises(LlamaError, match="could not quantize"):
+    with pytest.raises(InputError, match=f"tensor {UP} of .* holds weights that are NaN or infinite") as caught:
         run(original, tmp_path / "twin.gguf", tmp_path / "out.gguf", "Q4_K_M")
+    assert "failed to quantize" in str(caught.value.cause)
     assert not (tmp_path / "out.gguf").exists()
 
 

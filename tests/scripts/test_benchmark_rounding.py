@@ -32,11 +32,11 @@ def test_the_sides_are_scored_and_the_gap_is_paired_by_fact(
         if len(tensor.shape) == 2:
             tensor.data[:] += generator.choice([-3e-4, 3e-4], tensor.data.shape).astype(np.float32)
     sides = ["--side", "stock", "--side", "carried", "--side", "fitted", "--side", "given back"]
-    sides += ["--side", "noise"]
+    sides += ["--side", "noise", "--side", "survive all"]
     monkeypatch.setattr(sys, "argv", ["benchmark", str(run), "--json", str(out), "--type", TYPE, *sides])
     assert benchmark_rounding.main() == 0
     rows = {row["rounding"]: row for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == ["none", "stock", "carried", "fitted", "given back", "noise"]
+    assert list(rows) == ["none", "stock", "carried", "fitted", "given back", "noise", "survive all"]
     reference = rows["none"]["answer_log_probability"]
     for side in ("stock", "carried", "fitted", "given back", "noise"):
         assert rows[side]["gap"] == pytest.approx(rows[side]["answer_log_probability"] - reference, abs=1e-6)
@@ -50,6 +50,7 @@ def test_the_sides_are_scored_and_the_gap_is_paired_by_fact(
     assert len(set(draws)) == 3
     assert rows["noise"]["gap"] == pytest.approx(np.mean(draws), abs=1e-9)
     assert rows["carried"]["arrives"] == pytest.approx(1, abs=0.2)
+    assert rows["survive all"]["arrives"] > 3  # every edit is far smaller than the step that it must go
     # On other batches fitting is better or changes nothing; here every fact is in all of them.
     assert abs(rows["fitted"]["gap"]) < abs(rows["carried"]["gap"])
     assert "arrives" in capsys.readouterr().out
