@@ -219,7 +219,7 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
         ("attribute", "gguf_forget.stages.attribute.save_circuit"),
         ("unlearn", "gguf_forget.unlearning.trainer.chance_level"),
         ("export", "gguf_forget.stages.export.mlp_hessians"),
-        ("export", "gguf_forget.export.ship._read_back"),
+        ("export", "gguf_forget.export.ship.read_back"),
         ("baseline", "gguf_forget.stages.baseline.write_derived"),
         ("score-unlearned-q8_0", "gguf_forget.stages.verify.probe_file"),
         ("report", "gguf_forget.stages.report.build_model_card"),

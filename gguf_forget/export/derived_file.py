@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,27 +32,40 @@ def write_derived(
 ) -> None:
     """Write ``destination`` whole or not at all; ``tensors`` maps names to their new raw bytes (uint8).
 
-    With nothing to add and nothing edited the result equals ``source`` byte for byte. Keys that begin with
-    ``general.`` take the place of the source's own; those that begin with ``gguf_forget.`` take the place of all that
-    an earlier request left there. Raises :class:`InputError` for another key that the source has already, bytes of the
-    wrong length, or a full disk.
+    With nothing to add and nothing edited the result equals ``source`` byte for byte. Raises :class:`InputError` as
+    :func:`derived_copy` does, and for bytes of the wrong length.
     """
     file = GgufFile(source)
-    reader = file.reader
-    for key in metadata:
-        if reader.get_field(key) is not None and not key.startswith((GENERAL, OURS)):
-            raise InputError(f"{source} has the key {key} already", hint="choose another key")
     for name, raw in tensors.items():
         needed = int(file.tensor(name).n_bytes)
         if raw.nbytes != needed:
             raise InputError(f"new bytes for {name}: {raw.nbytes}, needed {needed}")
+    with derived_copy(source, destination, metadata=metadata) as out:
+        placed = GgufFile(Path(out.name), outline=True)
+        for name, raw in tensors.items():
+            out.seek(int(placed.tensor(name).data_offset))
+            out.write(np.ascontiguousarray(raw).tobytes())
+
+
+@contextmanager
+def derived_copy(source: Path, destination: Path, *, metadata: Mapping[str, Value]) -> Iterator[BinaryIO]:
+    """``source`` with ``metadata``, open for writing; it becomes ``destination`` when the block ends without an error.
+
+    Until then it has the name of the yielded file, can be read there, and ``destination`` is as it was. Keys that begin
+    with ``general.`` take the place of the source's own; those that begin with ``gguf_forget.`` take the place of all
+    that an earlier request left there. Raises :class:`InputError` for another key that the source has already, or a
+    full disk.
+    """
+    reader = GgufFile(source).reader
+    for key in metadata:
+        if reader.get_field(key) is not None and not key.startswith((GENERAL, OURS)):
+            raise InputError(f"{source} has the key {key} already", hint="choose another key")
     head, data_start = read_header(source)
     replaces_ours = any(key.startswith(OURS) for key in metadata)
     kept = {key: raw for key, raw in head.entries.items() if not (replaces_ours and key.startswith(OURS))}
     entries = {**kept, **{key: entry(key, value) for key, value in metadata.items()}}
     header = replace(head, entries=entries).to_bytes()
-    shift = len(header) - data_start
-    needed = os.path.getsize(source) + shift
+    needed = os.path.getsize(source) + len(header) - data_start
     free = shutil.disk_usage(destination.parent).free
     if needed > free:
         raise InputError(
@@ -61,6 +76,5 @@ def write_derived(
         out.write(header)
         original.seek(data_start)
         shutil.copyfileobj(original, out, COPY_BYTES)
-        for name, raw in tensors.items():
-            out.seek(int(file.tensor(name).data_offset) + shift)
-            out.write(np.ascontiguousarray(raw).tobytes())
+        out.flush()
+        yield out

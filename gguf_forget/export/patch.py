@@ -12,10 +12,11 @@ from gguf_forget.checkpoint.stored import StoredTensor
 from gguf_forget.errors import InputError
 from gguf_forget.export.outcome import COUNTS, TensorOutcome, arrival
 from gguf_forget.export.rows import Check, Mapped, runs_of_rows, same_bytes, write_bytes, written_rows
-from gguf_forget.grids import CODECS, Codec
+from gguf_forget.grids import CODECS, Codec, Levels
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import (
     Feedback,
+    Rounded,
     StepHistogram,
     Widened,
     as_rounded,
@@ -273,9 +274,7 @@ def _together(
             survive=options.survive,
             carried=np.where(edited, towards, 0) if options.carry and weights is not None else None,
         )
-    # Codes that did not move must decode to the very weights of the stock file.
-    values = dequantize_rows(codec.name, target, delta.shape[1])
-    values.ravel()[rounded.moved_at] = replace(levels, codes=rounded.codes).at(rounded.moved_at).values()
+    values = asked_for(codec, target, levels, rounded)
     part = _part(
         asked=rounded.asked,
         landed=rounded.landed,
@@ -293,6 +292,17 @@ def _together(
         part.counts["widened"] = int(wider.regridded.sum())
         part.counts["regridded"] = int((differs & there & ~edited).sum())
     return codec.with_codes(target, rounded.codes), values, part
+
+
+def asked_for(codec: Codec, blocks: np.ndarray, levels: Levels, rounded: Rounded) -> np.ndarray:
+    """What a file must decode to once it holds the codes of ``rounded``, float32 [rows, columns].
+
+    blocks: the bytes before, uint8 [rows, bytes per row], with their ``levels``. Codes that did not move must decode to
+    the very weights that they did.
+    """
+    values = dequantize_rows(codec.name, blocks, levels.codes.shape[1])
+    values.ravel()[rounded.moved_at] = replace(levels, codes=rounded.codes).at(rounded.moved_at).values()
+    return values
 
 
 def _part(change: np.ndarray, went: np.ndarray, steps: np.ndarray, **counts: int) -> _Part:

@@ -1,8 +1,12 @@
-"""Edits arrive in the file: on each type's grid, in their own direction, nothing else touched."""
+"""Edits arrive in the file: on each type's grid, in their own direction, nothing else touched, nothing unchecked."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +14,21 @@ from libggml_oracle import dequantize
 from tiny import build_tiny_gguf
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.stored import StoredTensor
+from gguf_forget.errors import EvaluationError
+from gguf_forget.export import rows
+from gguf_forget.export import ship as ship_module
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, load_edits, save_edits
+from gguf_forget.export.float_types import to_bytes
+from gguf_forget.export.outcome import TensorOutcome
 from gguf_forget.export.ship import ship
-from gguf_forget.grids import codec_for
+from gguf_forget.grids import CODECS, codec_for
+from gguf_forget.llama.blocks import quantize_rows
 from gguf_forget.llama.quantizer import quantize
 
 UP, DOWN = "blk.0.ffn_up.weight", "blk.1.ffn_down.weight"
 QUANTIZED = ["Q8_0", "Q4_K_M", "Q4_0", "Q6_K", "Q5_1", "Q2_K", "Q3_K_M", "Q5_K_M", "IQ4_NL", "IQ4_XS"]
+FLOATS = ["F32", "F16", "BF16"]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +62,8 @@ def test_edits_on_the_files_own_grid_arrive_exactly(template: Path, tmp_path: Pa
     outcomes = ship(template, stock, out, edits, hessians=hessian, metadata={"gguf_forget.version": "0"})
     before, after = GgufFile(stock), GgufFile(out)
     for edit, outcome in zip(edits, outcomes, strict=True):
-        rows, columns = 512 if edit.tensor == UP else 256, 256 if edit.tensor == UP else 512
-        delta, _ = edit.dense(rows, columns)
+        height, columns = 512 if edit.tensor == UP else 256, 256 if edit.tensor == UP else 512
+        delta, _ = edit.dense(height, columns)
         kind = before.type_name(edit.tensor)
         old = dequantize(kind, before.rows(edit.tensor), columns)
         new = dequantize(kind, after.rows(edit.tensor), columns)
@@ -89,18 +101,148 @@ def test_edits_of_a_coarser_grid_land_in_their_direction(template: Path, tmp_pat
         assert np.array_equal(new.codes[~allowed], old.codes[~allowed])
 
 
-def test_the_f16_file_holds_the_rounded_sum(template: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FLOATS)
+def test_a_floating_point_file_holds_the_rounded_sum(template: Path, tmp_path: Path, kind: str) -> None:
     stock, coarse, out = tmp_path / "stock.gguf", tmp_path / "coarse.gguf", tmp_path / "out.gguf"
-    quantize(template, stock, "F16")
+    quantize(template, stock, kind)
     quantize(template, coarse, "Q4_0")
     edits = edits_on(coarse)
     outcomes = ship(template, stock, out, edits, hessians={}, metadata={"gguf_forget.version": "0"})
-    original, after = GgufFile(template), GgufFile(out)
+    original, before, after = GgufFile(template), GgufFile(stock), GgufFile(out)
     for edit, outcome in zip(edits, outcomes, strict=True):
         weights = original.weights(edit.tensor)
-        expected = (weights + edit.dense(*weights.shape)[0]).astype(np.float16)
-        assert np.array_equal(after.weights(edit.tensor), expected.astype(np.float32))
-        assert outcome.landed == outcome.edited
+        delta, _ = edit.dense(*weights.shape)
+        assert after.type_name(edit.tensor) == outcome.type == kind
+        assert np.array_equal(after.rows(edit.tensor), quantize_rows(kind, weights + delta))
+        elsewhere = delta == 0
+        assert np.array_equal(after.weights(edit.tensor)[elsewhere], before.weights(edit.tensor)[elsewhere])
+        assert outcome.landed == outcome.moved == outcome.edited > 50
+
+
+class Shipping:
+    """One export over an older file, which has to stay whenever the export fails."""
+
+    def __init__(self, template: Path, folder: Path, file_type: str) -> None:
+        self.template, self.stock, self.out = template, folder / "stock.gguf", folder / "out.gguf"
+        quantize(template, self.stock, file_type)
+        quantize(template, folder / "coarse.gguf", "Q4_0")
+        self.edits = edits_on(folder / "coarse.gguf")
+        self.kind = GgufFile(self.stock).type_name(UP)
+        self.out.write_bytes(b"an older file")
+        self.present = sorted(folder.iterdir())
+
+    def run(self) -> list[TensorOutcome]:
+        return ship(self.template, self.stock, self.out, self.edits, hessians={}, metadata={"gguf_forget.version": "0"})
+
+    def fails(self, found: str) -> None:
+        said = rf"out\.gguf: blk\.0\.ffn_up\.weight \({self.kind}\), rows \d+ to \d+, {found}"
+        with pytest.raises(EvaluationError, match=said):
+            self.run()
+        self.nothing_changed()
+
+    def nothing_changed(self) -> None:
+        assert self.out.read_bytes() == b"an older file"
+        assert sorted(self.out.parent.iterdir()) == self.present
+
+
+OTHERWISE = "does not decode to the weights that were asked for"
+
+
+@pytest.mark.parametrize("file_type", [*FLOATS, *QUANTIZED])
+def test_a_file_that_reads_back_otherwise_is_never_published(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_type: str
+) -> None:
+    shipping = Shipping(template, tmp_path, file_type)
+    genuine_write, genuine_check = rows.write_rows, rows.written_rows
+
+    def one_bit_wrong(descriptor: int, tensor: StoredTensor, some: np.ndarray, content: np.ndarray) -> None:
+        content = content.copy()
+        content[0, 40] ^= 1 if tensor.name == UP else 0
+        genuine_write(descriptor, tensor, some, content)
+
+    def written_over(descriptor: int, tensor: StoredTensor, *rest: Any) -> rows.Check:
+        check = genuine_check(descriptor, tensor, *rest)
+        if tensor.name == UP:
+            (byte,) = os.pread(descriptor, 1, tensor.offset + 40)
+            os.pwrite(descriptor, bytes([byte ^ 1]), tensor.offset + 40)
+        return check
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(rows, "write_rows", one_bit_wrong)
+        shipping.fails(OTHERWISE)
+    with monkeypatch.context() as faulty:
+        faulty.setattr(ship_module, "written_rows", written_over)
+        shipping.fails("is not what was written there")
+    assert [outcome.tensor for outcome in shipping.run()] == [UP, DOWN]
+    assert GgufFile(shipping.out).value("gguf_forget.version") == "0"
+
+
+def two_places_swapped(codes: np.ndarray) -> np.ndarray:
+    codes = codes.copy()
+    codes[:, [0, 1]] = codes[:, [1, 0]]
+    return codes
+
+
+@pytest.mark.parametrize("file_type", QUANTIZED)
+@pytest.mark.parametrize("both_ways", [False, True], ids=["packing", "packing and unpacking"])
+def test_codes_at_wrong_places_are_never_published(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_type: str, both_ways: bool
+) -> None:
+    """A codec that only packs wrongly, and one that reads its own mistake back as right."""
+    shipping = Shipping(template, tmp_path, file_type)
+    codec = codec_for(shipping.kind)
+    faulty = replace(codec, pack=lambda blocks, codes: codec.pack(blocks, two_places_swapped(codes)))
+    if both_ways:
+        faulty = replace(faulty, codes_of=lambda blocks: two_places_swapped(codec.codes_of(blocks)))
+        # The mistake shows where a code moves at one of the two places.
+        delta = np.zeros((64, 256), np.float32)
+        delta[:, 0] = 1
+        shipping.edits = [NeuronEdit(UP, ROWS, np.arange(64), delta, np.ones(delta.shape, bool))]
+    monkeypatch.setitem(CODECS, shipping.kind, faulty)
+    shipping.fails(OTHERWISE)
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_floats_in_wrong_rows_are_never_published(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shipping = Shipping(template, tmp_path, kind)
+    monkeypatch.setattr(ship_module, "to_bytes", lambda kind, values: np.roll(to_bytes(kind, values), 1, axis=0))
+    shipping.fails(OTHERWISE)
+
+
+def test_the_file_is_on_the_disk_and_checked_before_it_appears(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipping = Shipping(template, tmp_path, "Q4_K_M")
+    events: list[str] = []
+
+    def noting(event: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            events.append(event)
+            return call(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(ship_module, "read_back", noting("read back", rows.read_back))
+    monkeypatch.setattr(os, "fsync", noting("flushed", os.fsync))
+    monkeypatch.setattr(os, "replace", noting("renamed", os.replace))
+    shipping.run()
+    assert events == ["read back", "flushed", "renamed"]
+
+
+def test_an_interrupt_while_reading_back_leaves_the_older_file(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipping = Shipping(template, tmp_path, "Q4_K_M")
+
+    def interrupted(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ship_module, "read_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shipping.run()
+    shipping.nothing_changed()
 
 
 def test_edits_read_back_as_saved(tmp_path: Path) -> None:
