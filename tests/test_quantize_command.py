@@ -90,7 +90,7 @@ def test_a_dry_run_writes_nothing(models: tuple[Path, Path], tmp_path: Path) -> 
         (["{base}", "{folder}/absent.gguf", "{folder}/out.gguf"], "absent.gguf does not exist"),
         (["{base}", "{forgets}", "{folder}/out.gguf", "Q9_0"], "unknown file type 'Q9_0'"),
         (["{base}", "{forgets}", "{folder}/no/out.gguf", "Q8_0"], "no such directory"),
-        (["{base}", "{forgets}", "{forgets}", "Q8_0", "Q4_0"], "is a file, needed a directory for 2 types"),
+        (["{base}", "{forgets}", "{forgets}", "Q8_0", "Q4_0"], "is a file, needed a directory"),
         (["{base}", "{forgets}", "{folder}/out.gguf", "--imatrix", "{base}"], "is no importance matrix"),
         (["{base}", "{forgets}", "{folder}/out.gguf", "--tensor-type", "attn_q"], "needed NAME=TYPE"),
         (["{base}", "{forgets}", "{folder}/out.gguf", "--tensor-type", "attn_q=q9"], "unknown tensor type 'q9'"),
@@ -141,8 +141,8 @@ def test_two_directories_are_converted_with_the_originals_tokenizer(
 
 def test_where_files_go(tmp_path: Path) -> None:
     model = tmp_path / "forgets.gguf"
-    assert destinations(model, tmp_path / "x.gguf", ["Q8_0"]) == {"Q8_0": tmp_path / "x.gguf"}
-    assert destinations(model, tmp_path, ["Q8_0"]) == {"Q8_0": tmp_path / "forgets.Q8_0.gguf"}
+    assert destinations(model, tmp_path / "x.gguf", ["Q8_0"], folder=False) == {"Q8_0": tmp_path / "x.gguf"}
+    assert destinations(model, tmp_path, ["Q8_0"], folder=False) == {"Q8_0": tmp_path / "forgets.Q8_0.gguf"}
     model.write_bytes(b"")
     with pytest.raises(InputError, match="is a file, needed a directory"):
-        destinations(model, model, ["Q8_0", "Q4_0"])
+        destinations(model, model, ["Q8_0", "Q4_0"], folder=False)

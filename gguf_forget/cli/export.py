@@ -38,7 +38,7 @@ class TensorType(click.ParamType):
 @click.command(short_help="Quantize a model unlearned by any tool, edits kept.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("unlearned", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path())
 @click.argument("types", metavar="[TYPE]...", nargs=-1)
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat.")
 @click.option("--tensor-type", "tensor_types", type=TensorType(), multiple=True, help="Type of some tensors.")
@@ -125,7 +125,7 @@ class TensorType(click.ParamType):
 def quantize(
     original: Path,
     unlearned: Path,
-    out: Path,
+    out: str,
     types: tuple[str, ...],
     imatrix: Path | None,
     tensor_types: tuple[tuple[str, str], ...],
@@ -159,8 +159,8 @@ def quantize(
     ORIGINAL and UNLEARNED are GGUFs (F32, F16, BF16 or Q8_0) or Hugging Face directories, unlearned by any tool. What
     differs between them is the edit; where both are stored in one type every difference counts, else those beyond what
     storing can have done. Each TYPE (default Q4_K_M) gives a file: OUT itself, or for several types, or where OUT is a
-    directory, OUT/UNLEARNED.TYPE.gguf; nothing appears before all are finished. Tensors of types that cannot be
-    protected are named. A twin is the original in half precision with the same edits, which llama.cpp's own
+    directory or ends in /, OUT/UNLEARNED.TYPE.gguf; nothing appears before all are finished. Tensors of types that
+    cannot be protected are named. A twin is the original in half precision with the same edits, which llama.cpp's own
     quantization to TYPE then keeps.
 
     \b
@@ -180,9 +180,11 @@ def quantize(
         from gguf_forget.stages.fit import KEPT, FitOptions
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
-        if not types and out.name.upper() in {*FILE_TYPES, *ALIASES}:
+        place = Path(out)
+        if not types and place.name.upper() in {*FILE_TYPES, *ALIASES}:
             raise InputError(
-                f"{out} is the name of a type, needed OUT before it", hint=f"give OUT {out.name}, or a name with .gguf"
+                f"{out} is the name of a type, needed OUT before it",
+                hint=f"give OUT {place.name}, or a name with .gguf",
             )
         if noise is not None and not math.isfinite(noise):
             raise InputError(f"--noise is {noise}, needed a finite number", hint="such as 0 or 1e-6")
@@ -209,8 +211,8 @@ def quantize(
         job = QuantizeJob(
             original,
             unlearned,
-            out,
-            destinations(unlearned, out, kinds),
+            place,
+            destinations(unlearned, place, kinds, folder=out.endswith(os.sep)),
             options,
             calibration=calibration,
             provenance=not no_provenance,
@@ -229,12 +231,12 @@ def quantize(
     guarded(work, debug=debug, interrupted="nothing was written")
 
 
-def destinations(unlearned: Path, out: Path, file_types: list[str]) -> dict[str, Path]:
-    """File type to file."""
-    if len(file_types) == 1 and not out.is_dir():
+def destinations(unlearned: Path, out: Path, file_types: list[str], *, folder: bool) -> dict[str, Path]:
+    """File type to file. folder: ``out`` is one, which need not be there yet."""
+    if len(file_types) == 1 and not folder and not os.path.isdir(out):
         return {file_types[0]: out}
-    if out.is_file():
-        raise InputError(f"{out} is a file, needed a directory for {len(file_types)} types")
+    if os.path.isfile(out):
+        raise InputError(f"{out} is a file, needed a directory")
     stem = os.path.basename(os.path.realpath(unlearned)).removesuffix(".gguf")
     return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
 

@@ -129,6 +129,13 @@ def test_slips_of_the_command_line(
     assert list(out.iterdir()) == []
 
 
+def test_a_place_that_ends_in_a_slash_is_a_directory(models: tuple[Path, Path], tmp_path: Path) -> None:
+    result = call(*models, f"{tmp_path / 'new'}/", "Q4_0", "--no-provenance")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["forgets.Q4_0.gguf"]
+    assert "is a file, needed a directory" in call(*models, f"{models[0]}/", "Q4_0").stderr
+
+
 def test_llama_quantizes_short_names_mean_what_they_mean_there(models: tuple[Path, Path], tmp_path: Path) -> None:
     result = call(*models, tmp_path / "out.gguf", "Q4_K", "--dry-run")
     assert result.exit_code == 0, result.output
