@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,38 @@ def test_killed_at_any_moment(models: Path) -> None:
     remove_strays(models)
     expected = ["Q4_0.gguf", "Q8_0.gguf", "original.gguf", "unlearned.gguf"]
     assert sorted(path.name for path in models.iterdir()) == expected
+
+
+def test_killed_while_a_twin_and_the_evidence_are_made(models: Path) -> None:
+    """They take longer than the file itself, which must not be there before them."""
+    out, twin, evidence = models / "out.gguf", models / "out.twin.F16.gguf", models / "evidence"
+    command = [sys.executable, "-m", "gguf_forget", "quantize", str(models / "original.gguf")]
+    command += [str(models / "unlearned.gguf"), str(out), "Q4_0", "-q", "--twin", "F16", "--evidence", str(evidence)]
+    subprocess.run(command, check=True, capture_output=True)
+    new = [path.read_bytes() for path in (out, twin, evidence / "evidence.json")]
+    left = 0
+    for _ in range(3):
+        shutil.rmtree(evidence)
+        twin.unlink()
+        out.write_bytes(b"the old file")
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            while child.poll() is None and not list(models.glob(".gguf-forget-*/out.twin.F16.gguf")):
+                time.sleep(0.002)
+            child.kill()
+        left += len(list(models.glob(".gguf-forget-*")))
+        assert out.read_bytes() in (b"the old file", new[0])
+        if out.read_bytes() == b"the old file":
+            assert not twin.exists()
+            assert not evidence.exists()
+        elif twin.exists():
+            assert twin.read_bytes() == new[1]
+        if not evidence.exists():
+            subprocess.run(command, check=True, capture_output=True)
+        assert [path.read_bytes() for path in (out, twin)] == new[:2]
+    assert left > 0
+    assert sorted(path.name for path in models.iterdir()) == sorted(
+        ["evidence", "original.gguf", "out.gguf", "out.twin.F16.gguf", "unlearned.gguf"]
+    )
 
 
 def test_where_a_later_type_fails_no_file_appears(models: Path) -> None:
