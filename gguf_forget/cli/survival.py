@@ -34,7 +34,7 @@ def survival(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """Show which edits of SHIPPED are left when somebody quantizes it again, for each TYPE (default: ten of them).
+    """Show which edits of SHIPPED are left when somebody quantizes it again, for each TYPE (default: eighteen of them).
 
     ORIGINAL is in full precision (then its stock quantization is compared), or the stock file itself. Both go through
     libggml to the type that llama.cpp gives each tensor; an edit survives if the two still differ in its direction.

@@ -25,8 +25,27 @@ from gguf_forget.llama.blocks import dequantize_rows, needs_importance, quantize
 from gguf_forget.llama.quantizer import plan_file
 
 FLOATS = ("F32", "F16", "BF16")
-FILE_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS")
-"""What people quantize to; all can be made without an importance matrix."""
+FILE_TYPES = (
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_1",
+    "Q5_0",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q4_1",
+    "Q4_0",
+    "IQ4_NL",
+    "IQ4_XS",
+    "Q3_K_L",
+    "Q3_K_M",
+    "Q3_K_S",
+    "Q2_K",
+)
+"""All that have a codec and can be made without an importance matrix."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,7 @@ def requantized(
     for kind, types in plans.items():
         if any(needs_importance(one) for one in set(types.values())):
             raise InputError(
-                f"{kind} cannot be made without an importance matrix", hint=f"such as {', '.join(FILE_TYPES[4:8])}"
+                f"{kind} cannot be made without an importance matrix", hint="name another type, such as Q4_K_M"
             )
     totals = {kind: np.zeros(3, dtype=np.int64) for kind in file_types}
     with ThreadPoolExecutor(max(1, threads)) as pool:
