@@ -7,24 +7,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from converter_stand_in import install_stand_in, model_directory
 from tiny_shapes import shape_weights, write_shape
 
-from gguf_forget.checkpoint.convert import PROGRAM, cache_directory
 from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.cli import main
 from gguf_forget.cli.export import destinations
 from gguf_forget.errors import InputError
 
 UP = "blk.0.ffn_up.weight"
-COPIES = """
-import json, pathlib, shutil, sys
-directory = pathlib.Path(sys.argv[1])
-kind = sys.argv[sys.argv.index("--outtype") + 1]
-assert kind == "bf16", kind
-assert (directory / "tokenizer.json").read_text() == "the original's"
-source = next(directory.glob("*.safetensors")).resolve().parent / "as.gguf"
-shutil.copy(source, sys.argv[sys.argv.index("--outfile") + 1])
-"""
 
 
 def call(*arguments: object) -> Result:
@@ -121,17 +112,9 @@ def test_links_that_lead_nowhere_exit_with_2(models: tuple[Path, Path], tmp_path
 def test_two_directories_are_converted_with_the_originals_tokenizer(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cache_directory().mkdir(parents=True)
-    (cache_directory() / PROGRAM).write_text(COPIES)
+    install_stand_in(tmp_path / "cache", monkeypatch)
     for name, model in zip(("base", "forgets"), models, strict=True):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "tokenizer.json").write_text("the original's" if name == "base" else "saved again")
-        header = b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
-        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-        (folder / "as.gguf").write_bytes(model.read_bytes())
+        model_directory(tmp_path / name, model, "the original's" if name == "base" else "saved again")
     result = call(tmp_path / "base", tmp_path / "forgets", tmp_path / "out.gguf", "Q8_0", "-q", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["edited_tensors"] == [UP]

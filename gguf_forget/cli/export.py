@@ -1,38 +1,21 @@
-"""Commands about files: quantize an unlearned model so that its edits stay, and see what differs between two."""
+"""The command that quantizes an unlearned model so that its edits stay."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
 
-if TYPE_CHECKING:
-    from gguf_forget.export.difference import Difference
-
 DEFAULT_TYPE = "Q4_K_M"
-
-
-class TensorType(click.ParamType):
-    """``NAME=TYPE``: tensors whose name contains the regular expression NAME get that type."""
-
-    name = "NAME=TYPE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        pattern, separator, kind = str(value).rpartition("=")
-        if not separator or not pattern or not kind:
-            self.fail(f"{value!r}, needed NAME=TYPE such as attn_q=q8_0", param, ctx)
-        return pattern, kind
 
 
 @click.command(short_help="Quantize a model unlearned by any tool, edits kept.")
@@ -40,11 +23,7 @@ class TensorType(click.ParamType):
 @click.argument("unlearned", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path())
 @click.argument("types", metavar="[TYPE]...", nargs=-1)
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat.")
-@click.option("--tensor-type", "tensor_types", type=TensorType(), multiple=True, help="Type of some tensors.")
-@click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
-@click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings.")
-@click.option("--pure", is_flag=True, help="No mixtures: every matrix gets the same type.")
+@quantize_options
 @click.option(
     "--survive",
     type=click.Choice(["all", "important", "none"]),
@@ -127,11 +106,6 @@ def quantize(
     unlearned: Path,
     out: str,
     types: tuple[str, ...],
-    imatrix: Path | None,
-    tensor_types: tuple[tuple[str, str], ...],
-    output_tensor_type: str | None,
-    token_embedding_type: str | None,
-    pure: bool,
     survive: str,
     aim: str,
     no_carry: bool,
@@ -153,6 +127,7 @@ def quantize(
     as_json: bool,
     quiet: bool,
     debug: bool,
+    **given: Any,
 ) -> None:
     """Quantize the UNLEARNED model on the grid of the ORIGINAL, so that the edits are really in OUT.
 
@@ -173,8 +148,6 @@ def quantize(
         from gguf_forget.export.patch import RoundingOptions
         from gguf_forget.export.quantize import ExportOptions
         from gguf_forget.export.split import parse_size
-        from gguf_forget.llama.imatrix import read_importance
-        from gguf_forget.llama.options import QuantizeOptions
         from gguf_forget.llama.quantizer import ALIASES, FILE_TYPES
         from gguf_forget.progress import progress_for
         from gguf_forget.stages.fit import KEPT, FitOptions
@@ -194,13 +167,7 @@ def quantize(
             if value is not None and not fit:
                 raise InputError(f"{option} {value} without --fit: nothing says what to fit", hint="give --fit FACTS")
         options = ExportOptions(
-            QuantizeOptions(
-                None if imatrix is None else read_importance(imatrix),
-                tensor_types,
-                output_tensor_type,
-                token_embedding_type,
-                pure,
-            ),
+            read_quantize_options(**given),
             RoundingOptions(survive, outside_mask, noise, saturated, aim, not no_carry),
             threads,
             split_bytes=0 if split_max_size is None else parse_size(split_max_size),
@@ -298,95 +265,3 @@ def _print_fit(fit: dict[str, Any]) -> None:
     )
     if fit["without"]:
         click.echo(f"  not fitted: {', '.join(fit['without'])}")
-
-
-@click.command(short_help="Show what differs between two GGUFs, code by code.")
-@click.argument("before", metavar="A", type=click.Path(path_type=Path))
-@click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw histograms into this file, .png or .svg.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def diff(
-    before: Path, after: Path, file_type: str | None, plot: Path | None, as_json: bool, quiet: bool, debug: bool
-) -> None:
-    """Show what differs from GGUF A to GGUF B: tensors, codes and how far they moved, metadata.
-
-    Two quantized files are compared code by code. Of two files in full precision (F32, F16, BF16, Q8_0), --type says
-    how large a step of the grid that would ship is against the median update.
-
-    \b
-    Examples:
-      gguf-forget diff stock.Q4_K_M.gguf unlearned.Q4_K_M.gguf
-      gguf-forget diff base.gguf unlearned.gguf --type Q4_K_M --plot updates.png
-    """
-
-    def work() -> int:
-        from gguf_forget.checkpoint.stored import stored_tensors
-        from gguf_forget.export.difference import difference
-        from gguf_forget.progress import progress_for
-        from gguf_forget.report.pictures import picture_format
-
-        if plot is not None:
-            picture_format(plot)
-        kind = None if file_type is None else file_type.upper()
-        with progress_for(quiet=quiet).task("comparing", len(stored_tensors(before))) as advance:
-            found = difference(before, after, file_type=kind, advance=advance)
-        if plot is not None:
-            _plot(found, plot, f"{before.name} → {after.name}")
-        if as_json:
-            document = {"schema_version": 1, "a": str(before), "b": str(after), **found.to_json()}
-            click.echo(json.dumps(document, indent=2, sort_keys=True))
-        else:
-            _print_difference(found)
-        return 0
-
-    guarded(work, debug=debug)
-
-
-def _plot(found: Difference, path: Path, title: str) -> None:
-    from gguf_forget.report.difference_plot import plot_difference
-
-    shifts: Counter[int] = Counter()
-    updates: Counter[float] = Counter()
-    for tensor in found.tensors:
-        shifts.update(tensor.shifts or {})
-        updates.update(tensor.updates or {})
-    plot_difference(path, shifts, updates, title=title)
-
-
-def _print_difference(found: Difference) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tensor", "type", "weights", "moved", "share", "up", "down", "furthest", "step / update", box=None)
-    for tensor in found.tensors:
-        kind = tensor.type_before
-        if tensor.type_after != kind:
-            kind += f" → {tensor.type_after}"
-        if tensor.grid is not None:
-            kind += f" on {tensor.grid}"
-        shifts = tensor.shifts or {}
-        table.add_row(
-            tensor.tensor,
-            kind,
-            f"{tensor.weights:,}",
-            f"{tensor.moved:,}",
-            f"{tensor.moved / tensor.weights:.3%}",
-            *("" if count is None else f"{count:,}" for count in (tensor.up, tensor.down)),
-            f"{max(map(abs, shifts))} codes" if shifts else "",
-            "" if tensor.step_to_update is None else f"{tensor.step_to_update:.3g} ×",
-        )
-    if found.tensors:
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
-    click.echo(f"{found.same} tensors are the same, {len(found.tensors)} differ")
-    for label, names in (("only in A", found.only_before), ("only in B", found.only_after)):
-        if names:
-            click.echo(f"{label}: {', '.join(names)}")
-    for key, value in found.metadata_removed.items():
-        click.echo(f"- {key} = {value}")
-    for key, value in found.metadata_added.items():
-        click.echo(f"+ {key} = {value}")
-    for key, (old, new) in found.metadata_changed.items():
-        click.echo(f"~ {key} = {old} → {new}")

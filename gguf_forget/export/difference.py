@@ -1,7 +1,7 @@
 """What differs between two GGUFs: tensors and codes moved, how far in steps, metadata.
 
-Files are read a run of rows at a time. Before an export the same comparison, given a file type, says how large the
-updates are against the steps of the grid they will ship on.
+Files are read a run of rows at a time. Before an export the same comparison, given a file type and the options it will
+be made with, says how large the updates are against the steps of the grid they will ship on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError
 from gguf_forget.export.patch import edit_of
-from gguf_forget.export.rows import runs_of_rows
+from gguf_forget.export.rows import runs_of_rows, same_bytes
+from gguf_forget.export.shipped_grid import ShippedGrid, shipped_grids
 from gguf_forget.grids import CODECS
-from gguf_forget.llama.blocks import quantize_rows
-from gguf_forget.llama.quantizer import plan_file
+from gguf_forget.llama.options import QuantizeOptions
+from gguf_forget.llama.quantizer import DEFAULT
 from gguf_forget.rounding import StepHistogram
 
 LONGEST_VALUE = 80
@@ -35,6 +36,8 @@ class TensorDifference:
     moved: codes that differ, or weights where there are no codes. up, down: moved codes by the direction of the
     weight. shifts: how many codes moved by how many steps of code. regridded: sub-blocks whose scale or offset
     differs; their codes cannot be compared and count as moved only where they differ as numbers.
+    grid: the type of the tensor in the file type that was asked for; None where none was, where the tensor is not in
+    full precision in both files, or the type has no steps that can be measured.
     median_update: the median |update| in steps of the grid ``grid``; step_to_update: its inverse, the factor by which
     a step is larger than the median update ("Forgetting That Sticks", arXiv 2605.15138, finds 47 to 828). updates: all
     of them, lower edge of a bin in steps (eight bins to a power of two) to their number.
@@ -71,28 +74,36 @@ class Difference:
 
 
 def difference(
-    before: Path, after: Path, *, file_type: str | None = None, advance: Callable[[int], None] = lambda done: None
+    before: Path,
+    after: Path,
+    *,
+    file_type: str | None = None,
+    options: QuantizeOptions = DEFAULT,
+    called: tuple[Path, Path] | None = None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Difference:
     """Compare two GGUFs (the first file of a split one each).
 
-    file_type: also measure the updates of full-precision tensors against the grid on which llama.cpp would put the
-    first file in that type. Raises InputError for files that cannot be read, tensors of unlike shape, or weights that
-    are NaN or infinite.
+    file_type, options: also measure the updates of full-precision tensors (F32, F16, BF16, Q8_0) against the grid on
+    which llama.cpp would put the first file in that type. called: what messages call the two files. ``advance`` is
+    called once a tensor of the first. Raises InputError for files that cannot be read, tensors of unlike shape, weights
+    that are NaN or infinite, or a file type or options with which llama.cpp would make no file.
     """
     one, other = stored_tensors(before), stored_tensors(after)
-    grids = {} if file_type is None else plan_file(before, file_type).types
+    grids = {} if file_type is None else shipped_grids(before, one, file_type, options)
     found, same = [], 0
     for name in one:
         advance(1)
         if name not in other:
             continue
         if one[name].shape != other[name].shape:
+            names = called or (before, after)
             raise InputError(
-                f"tensor {name} is {list(one[name].shape)} in {before}, {list(other[name].shape)} in {after}: "
+                f"tensor {name} is {list(one[name].shape)} in {names[0]}, {list(other[name].shape)} in {names[1]}: "
                 "one shape is needed",
                 hint="give two files of the same model",
             )
-        if one[name].type == other[name].type and np.array_equal(one[name].raw, other[name].raw):
+        if same_bytes(one[name], other[name]):
             same += 1
         else:
             found.append(_compare(one[name], other[name], grids.get(name)))
@@ -112,9 +123,19 @@ def difference(
     )
 
 
-def _compare(one: StoredTensor, other: StoredTensor, grid: str | None) -> TensorDifference:
+def _compare(one: StoredTensor, other: StoredTensor, grid: ShippedGrid | None) -> TensorDifference:
     if one.type == other.type and one.type in CODECS:
-        return _codes(one, other)
+        codes = _codes(one, other)
+        if grid is None:
+            return codes
+        measured = _updates(one, other, grid)
+        return replace(
+            codes,
+            grid=measured.grid,
+            median_update=measured.median_update,
+            step_to_update=measured.step_to_update,
+            updates=measured.updates,
+        )
     if one.type in READABLE and other.type in READABLE:
         return _updates(one, other, grid)
     # Of unlike types, or a type without a codec, only that they differ can be said.
@@ -155,8 +176,7 @@ def _codes(one: StoredTensor, other: StoredTensor) -> TensorDifference:
     )
 
 
-def _updates(one: StoredTensor, other: StoredTensor, grid: str | None) -> TensorDifference:
-    codec = None if grid is None else CODECS.get(grid)
+def _updates(one: StoredTensor, other: StoredTensor, grid: ShippedGrid | None) -> TensorDifference:
     steps = StepHistogram()
     moved, largest = 0, 0.0
     for start, stop in runs_of_rows(one):
@@ -164,11 +184,11 @@ def _updates(one: StoredTensor, other: StoredTensor, grid: str | None) -> Tensor
         moved += int(np.count_nonzero(delta))
         largest = max(largest, float(np.abs(delta).max(initial=0)))
         rows = np.flatnonzero((delta != 0).any(axis=1))
-        if codec is not None and rows.size:
-            blocks = quantize_rows(codec.name, one.weights(start, stop)[rows])
+        if grid is not None and rows.size:
+            blocks = grid.blocks(start, stop, rows)
             index = np.flatnonzero(delta[rows] != 0)
             change = delta[rows].ravel()[index]
-            steps.add(change, codec.at(blocks, index).steps(change))
+            steps.add(change, grid.codec.at(blocks, index).steps(change))
     median = steps.quantile(0.5)
     return TensorDifference(
         one.name,
@@ -177,10 +197,10 @@ def _updates(one: StoredTensor, other: StoredTensor, grid: str | None) -> Tensor
         one.rows * one.columns,
         moved,
         largest,
-        grid=None if codec is None else codec.name,
+        grid=None if grid is None else grid.codec.name,
         median_update=median,
         step_to_update=None if median is None else 1 / median,
-        updates=None if codec is None else steps.filled(),
+        updates=None if grid is None else steps.filled(),
     )
 
 

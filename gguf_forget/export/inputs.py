@@ -12,7 +12,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
+from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import GgufForgetError, InputError
 from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.llama.quantizer import least_bytes
@@ -47,6 +47,14 @@ def check_models(models: Sequence[Path]) -> None:
         raise InputError(f"the model {path} {found}", hint="give a GGUF file or a Hugging Face directory")
 
 
+def input_files(models: Sequence[Path], others: Sequence[Path] = ()) -> list[Path]:
+    """All files of GGUFs (of a split one every part) and of directories (whatever is in them), and ``others``."""
+    files = [*others]
+    for model in models:
+        files += model.rglob("*") if model.is_dir() else files_of(model)
+    return files
+
+
 @contextmanager
 def opened_pair(
     original: Path,
@@ -57,6 +65,27 @@ def opened_pair(
     llama_cpp: Path | None = None,
     file_types: Sequence[str] = (),
 ) -> Iterator[Pair]:
+    """Both models as :func:`as_ggufs` gives them, with their tensors, which must match.
+
+    Raises InputError also for models that do not.
+    """
+    with as_ggufs(original, unlearned, work, progress, llama_cpp=llama_cpp, file_types=file_types) as (before, after):
+        opened = [GgufFile(path, outline=True) for path in (before, after)]
+        pair = Pair(before, after, opened[0], *(stored_tensors(file.path, file) for file in opened))
+        _check_match(pair, opened, original, unlearned)
+        yield pair
+
+
+@contextmanager
+def as_ggufs(
+    original: Path,
+    unlearned: Path,
+    work: Path,
+    progress: Progress,
+    *,
+    llama_cpp: Path | None = None,
+    file_types: Sequence[str] = (),
+) -> Iterator[tuple[Path, Path]]:
     """Both models as GGUFs; what is converted lies in ``work`` while open, and goes when closed.
 
     A directory is converted in its own storage type by llama.cpp's converter (``llama_cpp``: a checkout that has it).
@@ -64,8 +93,9 @@ def opened_pair(
     a hash, which saving again can change. file_types: those of the files that will be written in ``work`` as well: room
     for what they take at least is asked for before minutes of converting.
 
-    Raises InputError for models that do not match, or too little disk space.
+    Raises InputError for models that do not exist or that the converter refuses, or too little disk space.
     """
+    check_models([original, unlearned])
     directories = [path for path in (original, unlearned) if path.is_dir()]
     try:
         needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
@@ -88,18 +118,17 @@ def opened_pair(
             if not path.is_dir():
                 return path
             progress.note(f"converting {path} with llama.cpp's converter")
-            source = path if tokenizer == path else _with_weights_of(tokenizer, path, scratch / f"{name}-source")
+            # Under its own name: where the directory says no other, that is what the converter calls the model.
+            named = scratch / f"{name}-source" / path.resolve().name
+            source = path if tokenizer == path else _with_weights_of(tokenizer, path, named)
             out = scratch / f"{name}.gguf"
             convert_directory(source, out, outtype=stored_type(path), llama_cpp=llama_cpp)
             return out
 
         before = as_gguf(original, "original", original)
         after = as_gguf(unlearned, "unlearned", original if original.is_dir() else unlearned)
-        opened = [GgufFile(path, outline=True) for path in (before, after)]
-        pair = Pair(before, after, opened[0], *(stored_tensors(file.path, file) for file in opened))
-        _check_match(pair, opened, original, unlearned)
         with _called({before: original, after: unlearned}):
-            yield pair
+            yield before, after
 
 
 @contextmanager
@@ -128,7 +157,7 @@ def _weights_in(model: Path) -> int:
 
 def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
     """A directory of links: everything of ``model`` but its weights, and the weights of ``weights``."""
-    out.mkdir()
+    out.mkdir(parents=True)
     own = {file.name for file in weight_files(model)} | {file.name for file in model.glob("*.index.json")}
     for file in model.iterdir():
         if file.is_file() and file.name not in own:

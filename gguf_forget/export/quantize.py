@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
+from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError, LlamaError
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.memory import keep_freed_memory
@@ -32,7 +32,6 @@ from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quantize
 from gguf_forget.progress import Progress
-from gguf_forget.whole_file import check_output
 
 Hessians = Callable[[str], np.ndarray | None]
 Fitter = Callable[[Path, str], tuple[Mapping[str, np.ndarray], dict[str, Any]]]
@@ -91,18 +90,6 @@ def plan_export(pair: Pair, file_types: Sequence[str], options: ExportOptions) -
         files = {kind: plan_file(pair.original, kind, options.quantize) for kind in file_types}
         edited = tuple(name for name, one in zip(pair.before, found, strict=True) if one)
     return Planned(edited, files)
-
-
-def check_destinations(models: Sequence[Path], others: Sequence[Path], destinations: Sequence[Path]) -> None:
-    """Refuse, before any work, a destination that is an input or no place for a file.
-
-    models: GGUFs (all parts of a split one count) or directories (all files in them count). others: further inputs.
-    """
-    sources = [*others]
-    for model in models:
-        sources += model.rglob("*") if model.is_dir() else files_of(model)
-    for destination in destinations:
-        check_output(destination, sources)
 
 
 def space_needed(planned: Planned, *, split: bool) -> int:

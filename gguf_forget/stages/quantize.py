@@ -15,12 +15,11 @@ from gguf_forget import __version__
 from gguf_forget.checkpoint.convert import weight_files
 from gguf_forget.checkpoint.stored import files_of
 from gguf_forget.errors import InputError
-from gguf_forget.export.inputs import Pair, check_models, opened_pair
+from gguf_forget.export.inputs import Pair, check_models, input_files, opened_pair
 from gguf_forget.export.quantize import (
     ExportOptions,
     Hessians,
     Planned,
-    check_destinations,
     check_space,
     export_types,
     plan_export,
@@ -31,7 +30,7 @@ from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
 from gguf_forget.stages.fit import FitData, FitOptions, fitter, plan_fit, read_fit_data
-from gguf_forget.whole_file import check_folder_writable, sha256_file
+from gguf_forget.whole_file import check_folder_writable, check_output, sha256_file
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,9 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
     check_models([job.original, job.unlearned])
     importance = job.options.quantize.importance
     others = [*job.calibration, *job.fit.files, *([] if importance is None else [importance.path])]
-    check_destinations([job.original, job.unlearned], others, [*job.files.values(), *job.twins().values()])
+    sources = input_files([job.original, job.unlearned], others)
+    for destination in (*job.files.values(), *job.twins().values()):
+        check_output(destination, sources)
     with ExitStack() as stack:
         pair = stack.enter_context(_opened(job, work, progress))
         if importance is not None and not importance.values.keys() & pair.before.keys():

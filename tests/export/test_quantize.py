@@ -17,11 +17,10 @@ from tiny_shapes import ARCHITECTURES, shape_weights, write_shape
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export import patch, rows
-from gguf_forget.export.inputs import opened_pair
+from gguf_forget.export.inputs import input_files, opened_pair
 from gguf_forget.export.patch import RoundingOptions
 from gguf_forget.export.quantize import (
     ExportOptions,
-    check_destinations,
     check_space,
     plan_export,
     space_needed,
@@ -31,6 +30,7 @@ from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.rounding import round_edit
+from gguf_forget.whole_file import check_output
 
 
 def check_edits(
@@ -193,7 +193,7 @@ def test_a_split_model_is_read_as_one(tmp_path: Path) -> None:
     run(whole, unlearned, tmp_path / "from-one.gguf", "Q5_K_M")
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "from-one.gguf").read_bytes()
     with pytest.raises(InputError, match="is one of the inputs"):
-        check_destinations([parts[0]], [], [parts[1]])
+        check_output(parts[1], input_files([parts[0]]))
     with pytest.raises(InputError, match="needed the first of them"):
         stored_tensors(parts[1])
     parts[1].unlink()
@@ -310,9 +310,9 @@ def test_destinations_and_space_are_checked_before_any_work(tmp_path: Path, monk
     link = tmp_path / "link.gguf"
     link.symlink_to(original)
     with pytest.raises(InputError, match="is one of the inputs"):
-        check_destinations([original], [], [link])
+        check_output(link, input_files([original]))
     with pytest.raises(InputError, match="is a directory, needed the name of a file"):
-        check_destinations([original], [], [tmp_path])
+        check_output(tmp_path, input_files([original]))
     with opened_pair(original, original, tmp_path, Progress()) as pair:
         planned = plan_export(pair, ["Q8_0", "Q4_0"], ExportOptions())
     needed = sum(plan.bytes for plan in planned.files.values())
