@@ -159,6 +159,9 @@ class UnlearnSection:
     )
     forget_weight: float = setting(5.0, "weight of the forget term", above=0)
     retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts; 0 for none", at_least=0)
+    shortfall_weight: float = setting(
+        0.0, "weight of what kept answers lose against the original, beside that KL; 0 for none", at_least=0
+    )
     text_weight: float = setting(8.0, "weight of the KL to the original on plain text; 0 for none", at_least=0)
     fisher_quantile: float = setting(
         0.75,

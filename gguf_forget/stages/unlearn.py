@@ -358,7 +358,9 @@ def _unlearn(
             soft_share=options.soft_share,
             learning_rate=options.learning_rate,
             damping=options.damping,
-            weights=Weights(options.forget_weight, options.retain_weight, options.text_weight),
+            weights=Weights(
+                options.forget_weight, options.retain_weight, options.shortfall_weight, options.text_weight
+            ),
             mixture=_mixture(options),
             npo_beta=options.npo_beta,
             seed=options.seed,

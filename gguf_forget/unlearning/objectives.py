@@ -14,6 +14,14 @@ def divergence(reference: torch.Tensor, log_probabilities: torch.Tensor) -> torc
     return functional.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(dim=-1).mean()
 
 
+def shortfall(reference: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Mean nats by which kept answers' tokens are less likely than in the original (ours). Both [S].
+
+    The divergence counts alike what an answer loses and what it wins; this counts the loss alone.
+    """
+    return functional.relu(reference - answer).mean()
+
+
 def negative_preference(answer: torch.Tensor, reference_answer: torch.Tensor, *, beta: float = 0.1) -> torch.Tensor:
     """NPO (Zhang et al., arXiv 2404.05868, equation 3): -(2 / beta) log sigmoid(-beta log(p / p_ref)).
 

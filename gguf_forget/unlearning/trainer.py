@@ -28,7 +28,7 @@ from gguf_forget.unlearning.batches import NEAR_TURNS, cycle, forget_cycle, reta
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
-from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference
+from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference, shortfall
 from gguf_forget.unlearning.optimizer import DampedAdam
 from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import (
@@ -47,10 +47,10 @@ from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Losses of one step in nats (``forget`` with greedy_weight), 4-way accuracies on its batch, and the moves so far.
+    """Losses of one step in nats, 4-way accuracies on its batch, and the moves so far.
 
-    The accuracies (see live_accuracy) are those before the step, as rounded as its losses; None where nothing had
-    another answer beside it.
+    ``forget`` is with greedy_weight, ``retain`` the divergence alone. The accuracies (see live_accuracy) are those
+    before the step, as rounded as its losses; None where nothing had another answer beside it.
     """
 
     step: int
@@ -78,8 +78,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Weights:
+    """shortfall: of what kept answers lose (see :func:`.objectives.shortfall`), beside the divergence."""
+
     forget: float = 1.0
     retain: float = 8.0
+    shortfall: float = 0.0
     text: float = 4.0
 
 
@@ -218,6 +221,9 @@ def _accumulate(
                 for factor, share, loss in zip(factors, shares, losses, strict=True)
                 if loss is not None
             ]
+            if weights.shortfall and len(kept):
+                lost = shortfall(*(each.gather(-1, split[1].targets[:, None]) for each in (expected[0], found[1])))
+                terms.append(weights.shortfall * shares[1] * lost)
             torch.stack(terms).sum().backward()
         for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
             values[index] += share * float(loss.detach()) if loss is not None else 0.0

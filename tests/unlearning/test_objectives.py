@@ -14,6 +14,7 @@ from gguf_forget.unlearning.objectives import (
     likelihood,
     misdirection,
     negative_preference,
+    shortfall,
     simple_preference,
 )
 
@@ -35,6 +36,16 @@ def test_divergence_is_zero_with_zero_gradient_at_equality() -> None:
     assert abs(float(loss.detach())) < 1e-15
     assert own.grad is not None
     assert float(own.grad.abs().max()) < 1e-15
+
+
+def test_shortfall_counts_losses_alone() -> None:
+    reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    own = torch.tensor([-1.5, -1.0, -3.0, -7.0], requires_grad=True)
+    loss = shortfall(reference, own)
+    assert float(loss.detach()) == pytest.approx((0.5 + 3.0) / 4)
+    loss.backward()
+    assert own.grad is not None
+    assert own.grad.tolist() == [-0.25, 0.0, 0.0, -0.25]
 
 
 def test_negative_preference_by_hand() -> None:

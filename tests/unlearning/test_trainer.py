@@ -14,6 +14,7 @@ from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.framings import KINDS, Framings
+from gguf_forget.unlearning.objectives import shortfall
 from gguf_forget.unlearning.scoring import answer_log_probability, answers, greedy_lead, log_probabilities, pack
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing
@@ -138,6 +139,25 @@ def test_the_retain_terms_hold_the_kept_answers(tiny_model: Any) -> None:
     free, held = kept(Weights(retain=0.0, text=0.0)), kept(Weights(retain=30.0, text=30.0))
     assert held[0] < 0.5 * free[0]
     assert held[1] < 0.5 * free[1]
+
+
+def test_kept_answers_lose_less_with_a_weight_on_what_they_lose(tiny_model: Any) -> None:
+    """While the divergence alone, which counts what they win as well, is weighed as before."""
+    batch = pack(answers(RETAIN))
+
+    def lost(weights: Weights) -> float:
+        edits = make_edits()
+        run([tiny_model], edits, steps=16, weights=weights)
+        with torch.no_grad():
+            before, after = (
+                log_probabilities(model, batch).gather(-1, batch.targets[:, None])
+                for model in (tiny_model, dense_copy(tiny_model, edits))
+            )
+        return float(shortfall(before, after))
+
+    without, held = lost(Weights(retain=1.0, text=0.0)), lost(Weights(retain=1.0, text=0.0, shortfall=30.0))
+    assert without > 0.01
+    assert held < 0.5 * without
 
 
 @pytest.mark.parametrize("soft_share", [0.0, 0.6])
@@ -280,10 +300,12 @@ def first_moments(model: Any, **changes: Any) -> tuple[list[StepLosses], list[to
 
 @pytest.mark.parametrize("framed", [False, True])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_model: Any, framed: bool) -> None:
-    asked = framings() if framed else None
-    _, whole = first_moments(tiny_model, framings=asked)
+    asked, weights = framings() if framed else None, Weights(shortfall=20.0)
+    _, whole = first_moments(tiny_model, framings=asked, weights=weights)
+    _, without = first_moments(tiny_model, framings=asked)
+    assert any(not torch.allclose(one, other, rtol=0.01) for one, other in zip(whole, without, strict=True))
     for parts in (3, 5):
-        _, moments = first_moments(tiny_model, framings=asked, accumulation=parts)
+        _, moments = first_moments(tiny_model, framings=asked, weights=weights, accumulation=parts)
         for one, other in zip(whole, moments, strict=True):
             assert float((other - one).norm() / one.norm()) < 1e-3
 
