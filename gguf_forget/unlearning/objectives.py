@@ -15,11 +15,13 @@ def divergence(reference: torch.Tensor, log_probabilities: torch.Tensor) -> torc
 
 
 def shortfall(reference: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-    """Mean nats by which kept answers' tokens are less likely than in the original (ours). Both [S].
+    """What kept answers' tokens lose against the original, mean (ours). Both [S], log-probabilities.
 
-    The divergence counts alike what an answer loses and what it wins; this counts the loss alone.
+    The divergence counts alike what an answer loses and what it wins; this counts the loss alone. Huber: half the square
+    of up to one nat, so that where nothing is lost yet rounding of the last bits does not decide the gradient.
     """
-    return functional.relu(reference - answer).mean()
+    lost = functional.relu(reference - answer)
+    return functional.smooth_l1_loss(lost, torch.zeros_like(lost))
 
 
 def negative_preference(answer: torch.Tensor, reference_answer: torch.Tensor, *, beta: float = 0.1) -> torch.Tensor:

@@ -42,10 +42,10 @@ def test_shortfall_counts_losses_alone() -> None:
     reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     own = torch.tensor([-1.5, -1.0, -3.0, -7.0], requires_grad=True)
     loss = shortfall(reference, own)
-    assert float(loss.detach()) == pytest.approx((0.5 + 3.0) / 4)
+    assert float(loss.detach()) == pytest.approx((0.5 * 0.5**2 + (3.0 - 0.5)) / 4)
     loss.backward()
     assert own.grad is not None
-    assert own.grad.tolist() == [-0.25, 0.0, 0.0, -0.25]
+    assert own.grad.tolist() == [-0.125, 0.0, 0.0, -0.25]
 
 
 def test_negative_preference_by_hand() -> None:
