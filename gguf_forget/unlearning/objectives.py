@@ -17,8 +17,8 @@ def divergence(reference: torch.Tensor, log_probabilities: torch.Tensor) -> torc
 def shortfall(reference: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
     """What kept answers' tokens lose against the original, mean (ours). Both [S], log-probabilities.
 
-    The divergence counts alike what an answer loses and what it wins; this counts the loss alone. Huber: half the square
-    of up to one nat, so that where nothing is lost yet rounding of the last bits does not decide the gradient.
+    The divergence counts alike what an answer loses and what it wins; this counts the loss alone. Huber: half the
+    square of up to one nat, so that where nothing is lost yet rounding of the last bits does not decide the gradient.
     """
     lost = functional.relu(reference - answer)
     return functional.smooth_l1_loss(lost, torch.zeros_like(lost))
