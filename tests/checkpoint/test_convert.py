@@ -36,6 +36,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path) 
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
     return folder
 
