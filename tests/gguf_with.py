@@ -1,4 +1,4 @@
-"""A GGUF copied with other metadata, or in several parts."""
+"""A GGUF copied with other metadata, with more tensors, or in several parts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
+import numpy as np
 
 _WRITTEN_BY_THE_WRITER = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture")
 
 
 def copy_with(
-    source: Path, target: Path, values: Mapping[str, str | int | bool | None], *, tensors_a_part: int = 0
+    source: Path,
+    target: Path,
+    values: Mapping[str, str | int | bool | None],
+    *,
+    tensors_a_part: int = 0,
+    tensors_before: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Copy a GGUF, replacing keys that it has (None: leaving them out); return the first file written.
+
+    tensors_before: more tensors, which come first.
 
     With ``tensors_a_part`` the copy is split into ``target-00001-of-0000N.gguf`` and so on.
     """
@@ -26,6 +34,8 @@ def copy_with(
         kind = field.types[0]
         element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, values.get(name, field.contents()), kind, element)
+    for name, weights in (tensors_before or {}).items():
+        writer.add_tensor(name, weights)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

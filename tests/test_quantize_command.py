@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from converter_stand_in import install_stand_in, model_directory
+from safetensors.torch import load_file, save_file
+from tiny_directories import save_directory, write_family
 from tiny_shapes import shape_weights, write_shape
 
+from gguf_forget.checkpoint.convert import PROGRAM
 from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.cli import main
 from gguf_forget.cli.export import destinations
@@ -120,6 +123,76 @@ def test_two_directories_are_converted_with_the_originals_tokenizer(
     assert json.loads(result.stdout)["edited_tensors"] == [UP]
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["base", "base.gguf", "cache", "forgets", "forgets.gguf", "out.gguf"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A GGUF, another of its shape, and that as a Hugging Face directory with a tokenizer that nobody can read."""
+    base, forgets = (write_family(tmp_path / f"{seed}.gguf", "llama", seed=seed) for seed in (0, 1))
+    directory = save_directory(tmp_path / "directory", forgets, "llama")
+    (directory / "tokenizer.json").write_text("saved anew")
+    return base, forgets, directory
+
+
+def test_a_directory_beside_a_gguf_needs_no_converter(
+    tiny: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, forgets, directory = tiny
+    monkeypatch.setattr("gguf_forget.export.inputs.convert_directory", None)
+    for unlearned, out in ((forgets, "of-file.gguf"), (directory, "of-directory.gguf")):
+        result = call(base, unlearned, tmp_path / out, "Q8_0", "--no-provenance", "-q")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("21 tensors are edited\n")
+    assert (tmp_path / "of-directory.gguf").read_bytes() == (tmp_path / "of-file.gguf").read_bytes()
+    assert not list(tmp_path.glob(".gguf-forget-*"))
+
+
+@pytest.mark.parametrize("reason", ["--llama-cpp", "an architecture that only a converter knows"])
+def test_a_directory_beside_a_gguf_is_converted_where_it_has_to_be(
+    tiny: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    base, forgets, directory = tiny
+    if reason != "--llama-cpp":
+        (directory / "config.json").write_text('{"model_type": "unheard of"}')
+    checkout = tmp_path / "llama.cpp"
+    checkout.mkdir()
+    (checkout / PROGRAM).write_text(f"import shutil, sys\nshutil.copy({str(forgets)!r}, sys.argv[-1])")
+    monkeypatch.setattr("gguf_forget.checkpoint.convert.cache_directory", lambda: checkout)
+    options = ["--llama-cpp", checkout] if reason == "--llama-cpp" else []
+    result = call(base, directory, tmp_path / "out.gguf", "Q8_0", *options)
+    assert result.exit_code == 0, result.output
+    assert f"converting {directory} with llama.cpp's converter" in result.stderr
+    assert result.stdout.startswith("21 tensors are edited\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("part", "{directory} has no model-2.safetensors, which model.safetensors.index.json names"),
+        ("tensor", "{directory} has no tensor model.norm.weight for output_norm.weight of {base}"),
+        ("architecture", "{directory} is of architecture qwen2, {base} of llama"),
+    ],
+)
+def test_what_is_wrong_with_a_directory_beside_a_gguf_exits_with_2(
+    tiny: tuple[Path, Path, Path], tmp_path: Path, fault: str, message: str
+) -> None:
+    base, _, directory = tiny
+    weights = load_file(directory / "model.safetensors")
+    if fault == "architecture":
+        (directory / "config.json").write_text('{"model_type": "qwen2"}')
+    elif fault == "tensor":
+        del weights["model.norm.weight"]
+        save_file(weights, directory / "model.safetensors")
+    else:
+        (directory / "model.safetensors").rename(directory / "model-1.safetensors")
+        parts = {name: f"model-{1 + (name == 'model.norm.weight')}.safetensors" for name in weights}
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    before = sorted(tmp_path.iterdir())
+    result = call(base, directory, tmp_path / "out.gguf", "Q8_0", "-q")
+    assert result.exit_code == 2
+    assert message.format(directory=directory, base=base) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_where_files_go(tmp_path: Path) -> None:

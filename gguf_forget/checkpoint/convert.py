@@ -73,14 +73,21 @@ def weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Name of a tensor to name of its file, from a model's index. Raises InputError for what is no such index."""
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(part, str) and Path(part).name == part for part in parts.values()):
+            raise ValueError("its weight_map does not map names of tensors to names of files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index} cannot be read", cause=str(error), hint="copy the model again") from error
+    return dict(parts)
+
+
 def check_weights(directory: Path) -> None:
     """Raises InputError for a Hugging Face directory without weights, or without a file that its index names."""
     for index in sorted(directory.glob("*.index.json")):
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} cannot be read", cause=str(error), hint="copy the model again") from error
-        for name in sorted(named):
+        for name in sorted(set(weight_map(index).values())):
             if not (directory / name).is_file():
                 raise InputError(f"{directory} has no {name}, which {index.name} names", hint="copy the model again")
     if not weight_files(directory):

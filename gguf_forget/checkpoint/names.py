@@ -17,10 +17,10 @@ PERMUTED = {"attn_q": "heads", "attn_k": "kv_heads"}
 
 
 def interleave_heads(weights: np.ndarray, heads: int) -> np.ndarray:
-    """[heads * 2 * half, columns]: rows (head, which half, i) to (head, i, which half)."""
-    rows, columns = weights.shape
+    """[heads * 2 * half, columns], or a bias without columns: rows (head, which half, i) to (head, i, which half)."""
+    rows, *columns = weights.shape
     half = rows // heads // 2
-    return np.ascontiguousarray(weights.reshape(heads, 2, half, columns).swapaxes(1, 2).reshape(rows, columns))
+    return np.ascontiguousarray(weights.reshape(heads, 2, half, *columns).swapaxes(1, 2).reshape(rows, *columns))
 
 
 def gguf_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:

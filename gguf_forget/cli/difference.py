@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.option("--type", "file_type", metavar="TYPE", help="Measure the updates in steps of A's grid in this file type.")
 @quantize_options
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw histograms into this file, .png or .svg.")
-@click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
+@click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp to convert directories with."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")

@@ -98,7 +98,9 @@ DEFAULT_TYPE = "Q4_K_M"
     metavar="DIR",
     help="Also write hashes, versions, options and all moved codes, from which `rebuild` gives each file back.",
 )
-@click.option("--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp with its converter.")
+@click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp to convert directories with."
+)
 @click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
 @common
 def quantize(

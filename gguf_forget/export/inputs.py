@@ -12,9 +12,11 @@ import numpy as np
 
 from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
 from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.placement import find_placement
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import GgufForgetError, InputError
 from gguf_forget.export.scratch import scratch_directory
+from gguf_forget.export.template import write_in_template
 from gguf_forget.llama.quantizer import least_bytes
 from gguf_forget.progress import Progress
 
@@ -88,10 +90,12 @@ def as_ggufs(
 ) -> Iterator[tuple[Path, Path]]:
     """Both models as GGUFs; what is converted lies in ``work`` while open, and goes when closed.
 
-    A directory is converted in its own storage type by llama.cpp's converter (``llama_cpp``: a checkout that has it).
-    Of an unlearned directory only the weights are used when the original is one too: the converter knows tokenizers by
-    a hash, which saving again can change. file_types: those of the files that will be written in ``work`` as well: room
-    for what they take at least is asked for before minutes of converting.
+    An unlearned directory's weights go under the header of an original that is a GGUF, where the architecture allows it
+    (:mod:`.template`). Any other directory is converted in its own storage type by llama.cpp's converter; ``llama_cpp``
+    is a checkout whose converter is to do all of it. Of an unlearned directory only the weights are used when the
+    original is one too: the converter knows tokenizers by a hash, which saving again can change. file_types: those of
+    the files that will be written in ``work`` as well: room for what they take at least is asked for before minutes of
+    converting.
 
     Raises InputError for models that do not exist or that the converter refuses, or too little disk space.
     """
@@ -117,11 +121,16 @@ def as_ggufs(
         def as_gguf(path: Path, name: str, tokenizer: Path) -> Path:
             if not path.is_dir():
                 return path
+            out = scratch / f"{name}.gguf"
+            placement = None if original.is_dir() or llama_cpp is not None else find_placement(original, path)
+            if placement is not None:
+                progress.note(f"writing the weights of {path} under the header of {original}")
+                write_in_template(original, path, placement, out, progress)
+                return out
             progress.note(f"converting {path} with llama.cpp's converter")
             # Under its own name: where the directory says no other, that is what the converter calls the model.
             named = scratch / f"{name}-source" / path.resolve().name
             source = path if tokenizer == path else _with_weights_of(tokenizer, path, named)
-            out = scratch / f"{name}.gguf"
             convert_directory(source, out, outtype=stored_type(path), llama_cpp=llama_cpp)
             return out
 

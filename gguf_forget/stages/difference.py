@@ -36,8 +36,8 @@ class DifferenceJob:
 def compare_models(job: DifferenceJob, progress: Progress) -> Difference:
     """Compare, and draw the picture where one is asked for.
 
-    A directory is converted as for ``gguf-forget quantize``, in the system's temporary directory. Of two directories
-    only the weights of the second are looked at: all else of it would be that of the first.
+    A directory becomes a GGUF as for ``gguf-forget quantize``, in the system's temporary directory. Of the second of
+    two directories, and of one whose weights go under the first model's header, only the weights are looked at.
 
     Raises InputError, before any work, for a picture that would take the place of an input, and for models that
     cannot be compared.
