@@ -105,6 +105,7 @@ def test_links_that_lead_nowhere_exit_with_2(models: tuple[Path, Path], tmp_path
     loop, directory = tmp_path / "loop.gguf", tmp_path / "directory"
     loop.symlink_to(loop.name)
     directory.mkdir()
+    (directory / "config.json").write_text("{}")
     (directory / "model.safetensors").symlink_to(tmp_path / "absent")
     for unlearned, message in ((loop, "loop.gguf does not exist"), (directory, "a file of weights cannot be read")):
         result = call(models[0], unlearned, tmp_path, "Q8_0", "Q4_0", "-q")

@@ -68,9 +68,30 @@ def _fetch(destination: Path) -> None:
 _OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # safetensors' names to the converter's
 
 
+# Whole, in shards by an index, or in shards without one; in the order in which they are looked for.
+_FORMS = (("model", ".safetensors"), ("pytorch_model", ".bin"), ("consolidated", ".safetensors"))
+
+
+def chosen_weights(directory: Path) -> tuple[list[Path], Path | None]:
+    """The files that hold the weights of a Hugging Face directory, and the index that names them, if one does.
+
+    What other forms are there as well, and what they are an index of, is nobody's concern. Without weights: nothing.
+    Raises InputError for an index that is none.
+    """
+    for stem, suffix in _FORMS:
+        whole, index = directory / f"{stem}{suffix}", directory / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return [whole], None
+        if index.is_file() and (shards := sorted(directory.glob(f"{stem}*{suffix}"))):
+            return [directory / name for name in sorted(set(weight_map(index).values()))], index
+        if shards := sorted(directory.glob(f"{stem}*{suffix}")):
+            return shards, None
+    return [], None
+
+
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights of a Hugging Face directory, safetensors before pickles."""
-    return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+    """See :func:`chosen_weights`."""
+    return chosen_weights(directory)[0]
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -84,23 +105,36 @@ def weight_map(index: Path) -> dict[str, str]:
     return dict(parts)
 
 
-def check_weights(directory: Path) -> None:
-    """Raises InputError for a Hugging Face directory without weights, or without a file that its index names."""
-    for index in sorted(directory.glob("*.index.json")):
-        for name in sorted(set(weight_map(index).values())):
-            if not (directory / name).is_file():
-                raise InputError(f"{directory} has no {name}, which {index.name} names", hint="copy the model again")
-    if not weight_files(directory):
+def check_directory(directory: Path) -> None:
+    """:func:`check_weights`, and InputError for a directory without a configuration."""
+    if not (directory / "config.json").is_file():
         raise InputError(
-            f"{directory} holds no weights, needed *.safetensors or pytorch_model*.bin",
+            f"{directory} has no config.json, needed a Hugging Face model directory",
             hint="give the directory that save_pretrained wrote, or a GGUF file",
+        )
+    check_weights(directory)
+
+
+def check_weights(directory: Path) -> None:
+    """Raises InputError for a directory without weights, or without a file that its index names."""
+    files, index = chosen_weights(directory)
+    for file in files:
+        if index is not None and not file.is_file():
+            raise InputError(f"{directory} has no {file.name}, which {index.name} names", hint="copy the model again")
+    if not files:
+        raise InputError(
+            f"{directory} holds no weights, needed {' or '.join(f'{stem}*{suffix}' for stem, suffix in _FORMS[:2])}",
+            hint="give the directory that save_pretrained wrote, or a GGUF file; an adapter has to be merged into its "
+            "model first",
         )
 
 
 def stored_type(directory: Path) -> str:
     """The converter's name of the widest type among the stored weights, ``f32`` where it cannot be told."""
     found = set()
-    for file in directory.glob("*.safetensors"):
+    for file in weight_files(directory):
+        if file.suffix != ".safetensors":
+            return "f32"
         try:
             with file.open("rb") as opened:
                 (length,) = struct.unpack("<Q", opened.read(8))
@@ -120,12 +154,7 @@ def convert_directory(directory: Path, out: Path, *, outtype: str = "f32", llama
     outtype: ``f32``, ``f16`` or ``bf16``. llama_cpp: a checkout of llama.cpp whose converter is to be used; else that
     of the installed version, fetched once. Raises InputError for a directory that the converter refuses.
     """
-    if not (directory / "config.json").is_file():
-        raise InputError(
-            f"{directory} has no config.json, needed a Hugging Face model directory",
-            hint="give the directory that save_pretrained wrote, or a GGUF file",
-        )
-    check_weights(directory)
+    check_directory(directory)
     converter = cache_directory() if llama_cpp is None else llama_cpp
     if not (converter / PROGRAM).is_file():
         if llama_cpp is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gguf_forget.checkpoint.convert import check_weights, weight_map
+from gguf_forget.checkpoint.convert import check_weights, chosen_weights, weight_map
 from gguf_forget.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 TYPES = ("F32", "F16", "BF16")
 _OF_TORCH = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
-# Whole, in shards by an index, or in shards without one; in the order in which transformers looks for them.
-_FORMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,8 @@ def directory_tensors(directory: Path) -> dict[str, DirectoryTensor]:
     say what its files hold.
     """
     check_weights(directory)
-    files, index = _files(directory)
+    files, named_by = chosen_weights(directory)
+    index = {} if named_by is None else weight_map(named_by)
     found: dict[str, DirectoryTensor] = {}
     for file in files:
         for tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
@@ -84,24 +83,6 @@ def directory_tensors(directory: Path) -> dict[str, DirectoryTensor]:
                 hint="copy the model again, index and all",
             )
     return found
-
-
-def _files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files with weights, and by the index, where there is one, tensor name to file name."""
-    for stem, suffix in _FORMS:
-        whole, index = directory / f"{stem}{suffix}", directory / f"{stem}{suffix}.index.json"
-        if whole.is_file():
-            return [whole], {}
-        if index.is_file():
-            parts = weight_map(index)
-            return [directory / name for name in sorted(set(parts.values()))], parts
-        if shards := sorted(directory.glob(f"{stem}*{suffix}")):
-            return shards, {}
-    names = " nor ".join(f"{stem}{suffix}" for stem, suffix in _FORMS)
-    raise InputError(
-        f"{directory} has neither {names}, whole or in parts",
-        hint="give the directory that save_pretrained wrote; an adapter has to be merged into its model first",
-    )
 
 
 def _safetensors(file: Path) -> Iterator[DirectoryTensor]:
@@ -126,7 +107,9 @@ def _pickled(file: Path) -> Iterator[DirectoryTensor]:
     try:
         # Only the newer form, a zip archive, can be mapped into memory.
         state = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's own text advises to run whatever the file holds
+        raise _unreadable(file, ValueError("it holds something else than tensors")) from error
+    except Exception as error:  # a damaged pickle can raise whatever its opcodes stumble over
         raise _unreadable(file, error) from error
     for name, tensor in state.items() if isinstance(state, dict) else [("", state)]:
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):

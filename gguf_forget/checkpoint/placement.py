@@ -7,7 +7,7 @@ architectures where that map can be undone; the reader itself then says whether 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,19 @@ def find_placement(template: Path, directory: Path) -> Placement | None:
             hint="give the model that the unlearned one was made from",
         )
     try:
-        found, tied, names, prefix = _outline(directory, kind)
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
     except ImportError:  # a transformers that reads GGUFs in another way, and so proves nothing here
         return None
+    processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config={})
+    try:
+        found, tied, names, prefix = _outline(
+            directory, lambda model: get_gguf_hf_weights_map(model, processor, model_type=kind)
+        )
     except Exception as error:  # what it raises for a wrong value is whatever stumbles over that first
         raise InputError(
-            f"{directory}: transformers refuses its config.json", cause=str(error), hint="copy the model again"
+            f"{directory}: transformers refuses its config.json",
+            cause=str(error),
+            hint="copy the model again, or give a converter with --llama-cpp",
         ) from error
     heads = file.value(f"{kind}.attention.head_count")
     numbers = {
@@ -146,11 +153,12 @@ def _model_type(directory: Path) -> str | None:
         return None
 
 
-def _outline(directory: Path, kind: str) -> tuple[dict[str, int], bool, dict[str, str], str]:
+def _outline(
+    directory: Path, names_of: Callable[[Any], dict[str, str]]
+) -> tuple[dict[str, int], bool, dict[str, str], str]:
     """Numbers of layers and heads, whether outputs are tied, GGUF name to Hugging Face's, the prefix of these."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     from gguf_forget.checkpoint.quick_reader import quick_gguf
 
@@ -158,9 +166,8 @@ def _outline(directory: Path, kind: str) -> tuple[dict[str, int], bool, dict[str
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     with torch.device("meta"), quick_gguf():
-        model = AutoModelForCausalLM.from_config(config)
-        processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config={})
-        names = get_gguf_hf_weights_map(model, processor, model_type=kind)
+        # Whatever attention the configuration asks for: none runs here.
+        names = names_of(model := AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
     numbers = {"layers": config.num_hidden_layers, "heads": heads, "kv_heads": kv_heads}
     return numbers, bool(config.tie_word_embeddings), names, f"{model.base_model_prefix}."
 

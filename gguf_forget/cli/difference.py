@@ -55,13 +55,14 @@ def diff(
     """
 
     def work() -> int:
+        from gguf_forget.llama.quantizer import file_type_name
         from gguf_forget.progress import progress_for
         from gguf_forget.stages.difference import DifferenceJob, compare_models
 
         in_vain = [f"--{name.replace('_', '-')}" for name, value in given.items() if value] if file_type is None else []
         if in_vain:
             raise InputError(f"{', '.join(in_vain)} without --type: no grid is measured", hint="give --type TYPE")
-        kind = None if file_type is None else file_type.upper()
+        kind = None if file_type is None else file_type_name(file_type)
         job = DifferenceJob(before, after, kind, read_quantize_options(**given), plot, llama_cpp)
         found = compare_models(job, progress_for(quiet=quiet))
         if as_json:
@@ -71,7 +72,7 @@ def diff(
             _print(found, kind)
         return 0
 
-    guarded(work, debug=debug)
+    guarded(work, debug=debug, interrupted="nothing was written")
 
 
 def _print(found: Difference, file_type: str | None) -> None:

@@ -150,13 +150,13 @@ def quantize(
         from gguf_forget.export.patch import RoundingOptions
         from gguf_forget.export.quantize import ExportOptions
         from gguf_forget.export.split import parse_size
-        from gguf_forget.llama.quantizer import ALIASES, FILE_TYPES
+        from gguf_forget.llama.quantizer import FILE_TYPES, file_type_name
         from gguf_forget.progress import progress_for
         from gguf_forget.stages.fit import KEPT, FitOptions
         from gguf_forget.stages.quantize import QuantizeJob, quantize_model
 
         place = Path(out)
-        if not types and place.name.upper() in {*FILE_TYPES, *ALIASES}:
+        if not types and file_type_name(place.name) in FILE_TYPES:
             raise InputError(
                 f"{out} is the name of a type, needed OUT before it",
                 hint=f"give OUT {place.name}, or a name with .gguf",
@@ -175,8 +175,7 @@ def quantize(
             split_bytes=0 if split_max_size is None else parse_size(split_max_size),
             keep_split=keep_split,
         )
-        asked = [kind.upper() for kind in types or (DEFAULT_TYPE,)]
-        kinds = list(dict.fromkeys(ALIASES.get(kind, kind) for kind in asked))
+        kinds = list(dict.fromkeys(file_type_name(kind) for kind in types or (DEFAULT_TYPE,)))
         job = QuantizeJob(
             original,
             unlearned,

@@ -49,10 +49,11 @@ def survival(
         from gguf_forget.checkpoint.stored import stored_tensors
         from gguf_forget.export.requantized import FILE_TYPES, requantized
         from gguf_forget.llama.imatrix import read_importance
+        from gguf_forget.llama.quantizer import file_type_name
         from gguf_forget.progress import progress_for
 
-        kinds = tuple(dict.fromkeys(kind.upper() for kind in types)) or FILE_TYPES
-        importance = None if imatrix is None else read_importance(imatrix).values
+        kinds = tuple(dict.fromkeys(file_type_name(kind) for kind in types)) or FILE_TYPES
+        importance = None if imatrix is None else read_importance(imatrix)
         with progress_for(quiet=quiet).task("quantizing again", len(stored_tensors(shipped))) as advance:
             rows = requantized(
                 original, shipped, kinds, importance=importance, threads=threads or os.cpu_count() or 1, advance=advance

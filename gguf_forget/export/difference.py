@@ -209,7 +209,7 @@ def _metadata(path: Path) -> dict[str, str]:
     file = GgufFile(path)
     result = {}
     for key in file.reader.fields:
-        if key.startswith("GGUF."):  # the header's own counts
+        if key.startswith(("GGUF.", "split.")):  # the header's own counts; how many files hold the model
             continue
         value = file.value(key)
         text = str(value)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_forget.checkpoint.convert import convert_directory, stored_type, weight_files
+from gguf_forget.checkpoint.convert import check_directory, chosen_weights, convert_directory, stored_type, weight_files
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.placement import find_placement
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, files_of, stored_tensors
 from gguf_forget.errors import GgufForgetError, InputError
 from gguf_forget.export.scratch import scratch_directory
-from gguf_forget.export.template import write_in_template
+from gguf_forget.export.template import has_plain_header, write_in_template
 from gguf_forget.llama.quantizer import least_bytes
 from gguf_forget.progress import Progress
 
@@ -49,11 +49,18 @@ def check_models(models: Sequence[Path]) -> None:
         raise InputError(f"the model {path} {found}", hint="give a GGUF file or a Hugging Face directory")
 
 
+OWN_KINDS = (".gguf", ".png", ".svg")  # of files that we write; nothing reads them in a Hugging Face directory
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+
+
 def input_files(models: Sequence[Path], others: Sequence[Path] = ()) -> list[Path]:
-    """All files of GGUFs (of a split one every part) and of directories (whatever is in them), and ``others``."""
+    """All files of GGUFs (of a split one every part) and of directories, and ``others``."""
     files = [*others]
     for model in models:
-        files += model.rglob("*") if model.is_dir() else files_of(model)
+        if model.is_dir():
+            files += [file for file in model.rglob("*") if file.suffix not in OWN_KINDS]
+        else:
+            files += files_of(model)
     return files
 
 
@@ -101,6 +108,8 @@ def as_ggufs(
     """
     check_models([original, unlearned])
     directories = [path for path in (original, unlearned) if path.is_dir()]
+    for directory in directories:
+        check_directory(directory)
     try:
         needed = sum(file.stat().st_size for path in directories for file in weight_files(path))
         if directories:
@@ -117,32 +126,34 @@ def as_ggufs(
             hint="free some space, choose another directory, or give GGUFs",
         )
     with scratch_directory(work) as scratch:
+        converted = {
+            path: scratch / f"{name}.gguf" for path, name in ((original, "original"), (unlearned, "unlearned"))
+        }
 
-        def as_gguf(path: Path, name: str, tokenizer: Path) -> Path:
+        def as_gguf(path: Path, tokenizer: Path) -> Path:
             if not path.is_dir():
                 return path
-            out = scratch / f"{name}.gguf"
+            out = converted[path]
             placement = None if original.is_dir() or llama_cpp is not None else find_placement(original, path)
-            if placement is not None:
+            if placement is not None and has_plain_header(original):
                 progress.note(f"writing the weights of {path} under the header of {original}")
                 write_in_template(original, path, placement, out, progress)
                 return out
             progress.note(f"converting {path} with llama.cpp's converter")
-            # Under its own name: where the directory says no other, that is what the converter calls the model.
-            named = scratch / f"{name}-source" / path.resolve().name
-            source = path if tokenizer == path else _with_weights_of(tokenizer, path, named)
+            source = path if tokenizer == path else _with_weights_of(tokenizer, path, linked)
             convert_directory(source, out, outtype=stored_type(path), llama_cpp=llama_cpp)
             return out
 
-        before = as_gguf(original, "original", original)
-        after = as_gguf(unlearned, "unlearned", original if original.is_dir() else unlearned)
-        with _called({before: original, after: unlearned}):
-            yield before, after
+        # Under its own name: where the directory says no other, that is what the converter calls the model.
+        linked = scratch / "source" / unlearned.resolve().name
+        names = {linked: unlearned, **{out: path for path, out in converted.items()}}
+        with _called(names):
+            yield as_gguf(original, original), as_gguf(unlearned, original if original.is_dir() else unlearned)
 
 
 @contextmanager
 def _called(names: Mapping[Path, Path]) -> Iterator[None]:
-    """What is said of a converted file while open is said of the model that the user gave."""
+    """What is said while open of a file or folder made on the way is said of the model that the user gave."""
     try:
         yield
     except GgufForgetError as error:
@@ -167,11 +178,9 @@ def _weights_in(model: Path) -> int:
 def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
     """A directory of links: everything of ``model`` but its weights, and the weights of ``weights``."""
     out.mkdir(parents=True)
-    own = {file.name for file in weight_files(model)} | {file.name for file in model.glob("*.index.json")}
-    for file in model.iterdir():
-        if file.is_file() and file.name not in own:
-            (out / file.name).symlink_to(file.resolve())
-    for file in (*weight_files(weights), *weights.glob("*.index.json")):
+    files, index = chosen_weights(weights)
+    kept = [f for f in model.iterdir() if f.is_file() and f.suffix not in _WEIGHTS and not f.match("*.index.json")]
+    for file in (*kept, *files, *([] if index is None else [index])):
         (out / file.name).symlink_to(file.resolve())
     return out
 

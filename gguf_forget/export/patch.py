@@ -115,7 +115,7 @@ def patch_tensor(
 ) -> tuple[TensorOutcome | None, list[Check]]:
     """Write the edit into ``stock``, whose file ``descriptor`` is open for writing; None where nothing is edited.
 
-    hessian: float [columns, columns] or None. importance: float32 [experts * columns] or None; a type without a codec
+    hessian: float [columns, columns] or None. importance: float32 [experts, columns] or None; a type without a codec
     needs it, whose rows are quantized anew as llama.cpp would, and without a Hessian it is the diagonal of one, which
     counts where a grid is widened. stored: gives the stock bytes of the run of rows that begins at a row, where these
     are not in the file yet; then they are written too. codes: int16 [rows, columns], what to write if it was chosen
@@ -139,7 +139,7 @@ def patch_tensor(
             delta, weights, blocks = delta[touched], weights[touched], blocks[touched]
             index = np.flatnonzero(delta != 0)
         matrix = start // (stock.rows // stock.matrices)
-        own = None if importance is None else importance.reshape(stock.matrices, -1)[matrix]
+        own = None if importance is None else importance[matrix]
         if codec is None:
             new, values, done = _anew(stock, blocks, weights, delta, own)
         else:

@@ -32,6 +32,7 @@ from gguf_forget.grids import CODECS
 from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import FilePlan, check_result, plan_file, quantize
 from gguf_forget.progress import Progress
+from gguf_forget.whole_file import check_output
 
 Hessians = Callable[[str], np.ndarray | None]
 Fitter = Callable[[Path, str], tuple[Mapping[str, np.ndarray], dict[str, Any]]]
@@ -130,6 +131,7 @@ def export_types(
     hessians: Hessians = lambda name: None,
     fitter: Fitter | None = None,
     companions: Companions = lambda files, documents: {},
+    sources: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
     """Write a file for every type (type to file, in one directory), and say what became of every edit in each.
 
@@ -137,7 +139,8 @@ def export_types(
     before, every destination is as it was, and at any moment each is the old file or the new one.
     hessians: tensor name to Σ x·xᵀ [columns, columns], None for the nearest code.
     fitter: chooses codes anew once a file is rounded, and adds to what is said of it.
-    companions: what else is to be finished before anything appears.
+    companions: what else is to be finished before anything appears. sources: inputs that no part may take the place of,
+    beside the two models.
 
     Raises InputError for weights that are NaN or infinite, or a full disk, LlamaError where llama.cpp refuses,
     EvaluationError where a file does not decode to what was asked for.
@@ -162,13 +165,20 @@ def export_types(
             document["file"], document["bytes"] = document["files"][0], sum(part.stat().st_size for part in parts)
             documents.append(document)
             finished[file_type] = parts, destination
-        for parts, destination in finished.values():
-            _check_parts(pair, parts, destination)
-        besides = companions({kind: parts[0] for kind, (parts, _) in finished.items()}, documents)
-        for parts, destination in finished.values():
-            publish(parts, destination)
-        for made, place in besides.items():
-            os.replace(made, place)
+        try:
+            for parts, destination in finished.values():
+                _check_parts(pair, parts, destination, sources)
+            besides = companions({kind: parts[0] for kind, (parts, _) in finished.items()}, documents)
+            for parts, destination in finished.values():
+                publish(parts, destination)
+            for made, place in besides.items():
+                os.replace(made, place)
+        except OSError as error:
+            raise InputError(
+                f"the files in {folder} cannot be finished",
+                cause=str(error),
+                hint="check free space, quotas and permissions",
+            ) from error
     return documents
 
 
@@ -186,12 +196,11 @@ def _parts(partial: Path, pair: Pair, destination: Path, options: ExportOptions)
     return parts
 
 
-def _check_parts(pair: Pair, parts: Sequence[Path], destination: Path) -> None:
-    """Refuse to write over a file of a split input; how many parts there are is known only now."""
-    sources = {tensor.path for tensors in (pair.before, pair.after) for tensor in tensors.values()}
-    for place in (destination.with_name(part.name) for part in parts):
-        if place.is_dir() or any(place.exists() and os.path.samefile(source, place) for source in sources):
-            raise InputError(f"{place} is one of the inputs or a directory", hint="give another name for the result")
+def _check_parts(pair: Pair, parts: Sequence[Path], destination: Path, sources: Sequence[Path]) -> None:
+    """Refuse to write over an input, such as a part of a split one; how many parts there are is known only now."""
+    models = {tensor.path for tensors in (pair.before, pair.after) for tensor in tensors.values()}
+    for part in parts:
+        check_output(destination.with_name(part.name), [*models, *sources])
 
 
 def publish(parts: Sequence[Path], destination: Path) -> None:
@@ -308,7 +317,7 @@ def _filled(
 
     Raises NotOurs for a run that is llama.cpp's to make.
     """
-    importance = {} if options.quantize.importance is None else options.quantize.importance.values
+    importance = options.quantize.importance
     others = [run for name in stock if name not in set(planned.edited) for run in runs.get(name, ())]
     outcomes: list[TensorOutcome] = []
     checks: list[Check] = []
@@ -335,6 +344,7 @@ def _filled(
 
         def work(name: str, mapped: Mapped = map) -> tuple[TensorOutcome | None, list[Check]]:
             lacking = {run.start: run for run in runs.get(name, ())}
+            rated = None if importance is None else importance.of(name, stock[name].columns, stock[name].matrices)
             return patch_tensor(
                 file.fileno(),
                 stock[name],
@@ -342,7 +352,7 @@ def _filled(
                 pair.after[name],
                 options=options.rounding,
                 hessian=hessians(name) if stock[name].type in CODECS else None,
-                importance=importance.get(name),
+                importance=rated,
                 stored=(lambda start: stored(lacking[start])) if lacking else None,
                 codes=codes.get(name),
                 mapped=mapped,

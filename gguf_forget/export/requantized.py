@@ -21,7 +21,8 @@ from gguf_forget.errors import InputError
 from gguf_forget.export.patch import edit_of
 from gguf_forget.export.rows import runs_of_rows, same_bytes
 from gguf_forget.grids import CODECS
-from gguf_forget.llama.blocks import dequantize_rows, needs_importance, quantize_rows
+from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
+from gguf_forget.llama.options import Importance
 from gguf_forget.llama.quantizer import plan_file
 
 FLOATS = ("F32", "F16", "BF16")
@@ -72,7 +73,7 @@ def requantized(
     shipped: Path,
     file_types: Sequence[str] = FILE_TYPES,
     *,
-    importance: Mapping[str, np.ndarray] | None = None,
+    importance: Importance | None = None,
     threads: int = 1,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[Requantized]:
@@ -85,15 +86,10 @@ def requantized(
     before, after = stored_tensors(original), stored_tensors(shipped)
     _check(before, after, original, shipped)
     plans = {kind: plan_file(shipped, kind).types for kind in file_types}
-    for kind, types in plans.items():
-        if any(needs_importance(one) for one in set(types.values())):
-            raise InputError(
-                f"{kind} cannot be made without an importance matrix", hint="name another type, such as Q4_K_M"
-            )
     totals = {kind: np.zeros(3, dtype=np.int64) for kind in file_types}
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for name, tensor in after.items():
-            own = None if importance is None else importance.get(name)
+            own = None if importance is None else importance.of(name, tensor.columns, tensor.matrices)
             kinds = {kind: plans[kind][name] for kind in file_types}
             for counts in _tensor(before[name], tensor, kinds, own, pool.map):
                 for kind, count in counts.items():
@@ -166,7 +162,7 @@ def _weights(
         blocks = before.raw[start:stop]
     else:
         matrix = start // (after.rows // after.matrices)
-        own = None if importance is None else importance.reshape(after.matrices, -1)[matrix]
+        own = None if importance is None else importance[matrix]
         blocks = quantize_rows(after.type, before.weights(start, stop), own)
     old = dequantize_rows(after.type, blocks, columns)
     return old, new, new - old

@@ -43,12 +43,12 @@ def _claimed(folder: Path) -> tuple[Path, int]:
         try:
             path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
         except OSError as error:
-            raise InputError(
-                f"nothing can be written in {folder}",
-                cause=str(error),
-                hint="check that it exists, its permissions and its free space",
-            ) from error
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            raise _refused(folder, error) from error
+        try:
+            descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise _refused(folder, error) from error
         # Where locks are not to be had (some network file systems) nobody else can take one either.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -57,16 +57,25 @@ def _claimed(folder: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+def _refused(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"nothing can be written in {folder}",
+        cause=str(error),
+        hint="check that it exists, its permissions and its free space",
+    )
+
+
 def remove_strays(folder: Path) -> list[Path]:
     """Remove the scratch directories in ``folder`` whose process has ended; say which those were."""
-    return [path for path in sorted(folder.glob(f"{PREFIX}*")) if path.is_dir() and _removed(path)]
+    found = [path for path in sorted(folder.glob(f"{PREFIX}*")) if path.is_dir() and not path.is_symlink()]
+    return [path for path in found if _removed(path)]
 
 
 def _removed(path: Path) -> bool:
     try:
         if not (path / _LOCK).exists() and time.time() - path.stat().st_mtime < _SECONDS_TO_START:
             return False
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:  # gone already, or somebody else's
         return False
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,8 @@ def shipped_grids(
             f"llama.cpp makes no {file_type} without an importance matrix",
             hint="give one with --imatrix, or another type",
         )
+    if options.importance is not None:
+        check_names(options.importance, tensors, model)
     return {
         name: ShippedGrid(CODECS[kind], tensors[name], _importance(tensors[name], kind, options.importance))
         for name, kind in types.items()
@@ -60,15 +62,23 @@ def shipped_grids(
     }
 
 
+def check_names(importance: Importance, tensors: Container[str], model: Path) -> None:
+    """Raises InputError for an importance matrix that names none of the ``tensors`` of ``model``."""
+    if not any(name in tensors for name in importance.values):
+        raise InputError(
+            f"{importance.path} names no tensor of {model}, its first is {next(iter(importance.values))}",
+            hint="give the importance matrix of this very model",
+        )
+
+
 def _importance(tensor: StoredTensor, kind: str, importance: Importance | None) -> np.ndarray | None:
     if importance is None or kind == tensor.type or tensor.name not in importance.values:
         return None
-    values, needed = importance.values[tensor.name], tensor.columns * tensor.matrices
-    if values.size == needed:
-        return values.reshape(tensor.matrices, tensor.columns)
-    if tensor.name == _EMBEDDINGS:  # llama.cpp goes without there, and refuses elsewhere
-        return None
+    values = importance.of(tensor.name, tensor.columns, tensor.matrices)
+    if values is not None or tensor.name == _EMBEDDINGS:  # llama.cpp goes without there, and refuses elsewhere
+        return values
     raise InputError(
-        f"{importance.path} holds {values.size:,} importances for {tensor.name}, needed {needed:,}",
+        f"{importance.path} holds {importance.values[tensor.name].size:,} importances for {tensor.name}, needed "
+        f"{tensor.columns * tensor.matrices:,}",
         hint="give the importance matrix of this model",
     )

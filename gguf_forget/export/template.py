@@ -32,7 +32,7 @@ def write_in_template(template: Path, directory: Path, placement: Placement, out
 
     Matrices keep their storage type (F32, F16 or BF16), everything of one dimension is F32, as llama.cpp's converter
     has it. Tensors that a converter makes of the configuration are the template's own. One tensor is in memory at a
-    time.
+    time (of old pickles, which cannot be mapped, a whole file).
 
     Raises InputError for tensors that are missing, too many, of another shape or type, or a file that cannot be read or
     written; UnsupportedError where transformers reads another weight from what would be written.
@@ -49,6 +49,15 @@ def write_in_template(template: Path, directory: Path, placement: Placement, out
             file.write(content.data)
             file.write(bytes(-content.nbytes % header.alignment))
             advance()
+
+
+def has_plain_header(template: Path) -> bool:
+    """Whether the header of a GGUF can be written again; one laid out out of the ordinary is a converter's to make."""
+    try:
+        read_header(template, GgufFile(template, outline=True))
+    except InputError:
+        return False
+    return True
 
 
 def _sources(

@@ -64,7 +64,7 @@ def export_twin(
     quantization of the twin to the type of their tensor moves at least half a step from where the original's goes, in
     the same direction. ``pushed``: weights that needed more than their steps.
     """
-    importance = {} if options.quantize.importance is None else options.quantize.importance.values
+    importance = options.quantize.importance
     target = stored_tensors(shipped)
     parts: list[TwinPart] = []
     with progress.task(f"twin: {kind}", 1) as advance:
@@ -77,7 +77,8 @@ def export_twin(
         progress.task("twin: edits", len(edited)) as advance,
     ):
         for name in edited:
-            work = _worker(file.fileno(), twin[name], target[name], pair, options.rounding.noise, importance.get(name))
+            own = None if importance is None else importance.of(name, twin[name].columns, twin[name].matrices)
+            work = _worker(file.fileno(), twin[name], target[name], pair, options.rounding.noise, own)
             parts += [part for part in pool.map(work, list(runs_of_rows(target[name]))) if part is not None]
             advance(1)
         os.fsync(file.fileno())
@@ -109,7 +110,7 @@ def _worker(
     def work(part: tuple[int, int]) -> TwinPart | None:
         start, stop = part
         matrix = start // (twin.rows // twin.matrices)
-        own = None if importance is None else importance.reshape(twin.matrices, -1)[matrix]
+        own = None if importance is None else importance[matrix]
         weights = before.weights(start, stop)
         pushed = 0
         if shipped.type in CODECS:

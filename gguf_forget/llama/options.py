@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ class Importance:
     datasets: tuple[str, ...] = ()
     chunks: int = 0
 
+    def of(self, name: str, columns: int, experts: int) -> np.ndarray | None:
+        """float32 [experts, columns] of a tensor; None where nothing is said of it, or of another shape.
+
+        Where the shape is another, llama.cpp goes without for the token embeddings, and refuses elsewhere.
+        """
+        values = self.values.get(name)
+        return values.reshape(experts, columns) if values is not None and values.size == experts * columns else None
+
 
 @dataclass(frozen=True)
 class QuantizeOptions:
@@ -47,7 +56,9 @@ class QuantizeOptions:
                 _target_id(kind)
         for pattern, kind in self.tensor_types:
             try:
-                re.compile(pattern)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # sets in sets, which are Python's concern alone
+                    re.compile(pattern)
             except re.error as error:
                 raise InputError(
                     f"--tensor-type {pattern}={kind}: {pattern!r} is no regular expression", cause=str(error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, LlamaError, UnsupportedError
+from .blocks import needs_importance
 from .library import Log, captured_log, load
 from .options import QuantizeOptions
 
@@ -58,8 +59,14 @@ FILE_TYPES: dict[str, int] = {
     "MXFP4_MOE": 38,
     "Q1_0": 40,
 }
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """llama-quantize's own."""
+
+
+def file_type_name(text: str) -> str:
+    """A file type as llama-quantize takes it, in any case and with its short names: ``q4_k`` is Q4_K_M."""
+    return _ALIASES.get(text.upper(), text.upper())
+
 
 # "[  3/272] blk.0.ffn_up.weight - [ 576, 1536, 1, 1], type = f32, size =  3.38 MiB ->  0.58 MiB (q5_0)"
 _DRY_RUN_LINE = re.compile(
@@ -87,6 +94,18 @@ class _Tensor:
                 hint="ask for another type for this tensor, such as Q8_0",
             )
 
+    def check_importance(self, name: str, source: Path, options: QuantizeOptions) -> None:
+        """llama.cpp lets some tensors pass without the importances that libggml then ends the process for."""
+        if self.target == self.source or not needs_importance(self.target):
+            return
+        given = options.importance
+        if given is None or given.of(name, self.shape[0], math.prod(self.shape[2:])) is None:
+            lack = "none is given" if given is None else f"{given.path} has none of its size for it"
+            raise InputError(
+                f"tensor {name} of {source} would be {self.target}, which needs an importance matrix: {lack}",
+                hint="give this model's with --imatrix, or choose a larger type",
+            )
+
     def size(self, kind: str) -> int:
         """Bytes of the tensor in type ``kind``."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -107,14 +126,14 @@ DEFAULT = QuantizeOptions()
 
 
 def least_bytes(file_type: str, weights: int) -> int:
-    """Bytes that ``weights`` take at least in a file of that type: no mixture has coarser matrices than its name says.
+    """Bytes that ``weights`` take at least in a file of that type, unless options say otherwise.
 
-    0 for a name that says nothing of its blocks.
+    0 where the name does not say what the coarsest blocks are, as of IQ mixtures.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     kind = re.sub(r"_(XS|S|M|L|MOE)$", "", file_type) if file_type not in _known() else file_type
-    if kind not in _known():
+    if kind not in _known() or kind.startswith("IQ"):
         return 0
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     return weights // block * size
@@ -133,6 +152,7 @@ def plan_file(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) 
     tensors = _dry_run(source, file_type, options)
     for name, tensor in tensors.items():
         tensor.check(name, source)
+        tensor.check_importance(name, source, options)
     return FilePlan({name: tensor.target for name, tensor in tensors.items()}, _size(source, tensors))
 
 
@@ -279,6 +299,13 @@ def _dry_run(source: Path, file_type: str, options: QuantizeOptions = DEFAULT) -
         reason = log.reason()
         if reason and "unknown model architecture" in reason:
             raise UnsupportedError(f"llama.cpp does not know the architecture of {source}", cause=reason)
+        if reason and "regex" in reason:
+            patterns = ", ".join(pattern for pattern, _ in options.tensor_types)
+            raise InputError(
+                f"llama.cpp takes one of these for no regular expression: {patterns}",
+                cause=reason,
+                hint="its patterns are those of ECMAScript",
+            )
         raise InputError(
             f"llama.cpp cannot read {source}",
             cause=reason,

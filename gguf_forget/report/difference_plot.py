@@ -29,7 +29,7 @@ def plot_difference(path: Path, shifts: Mapping[int, int], updates: Mapping[floa
     panels = [draw for draw, found in ((_shifts, shifts), (_updates, updates)) if found]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.4), layout="constrained")
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)  # names of files
         if not panels:
             figure.text(0.5, 0.45, "no codes moved, no updates measured", ha="center", color=OTHER)
         for place, draw in enumerate(panels, 1):

@@ -6,7 +6,7 @@ options, which ``gguf-forget quantize ORIGINAL ORIGINAL STOCK TYPE`` or llama-qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,19 @@ from gguf_forget.stages.machine import environment, tool_versions
 from gguf_forget.whole_file import check_folder_writable, sha256_file
 
 
-def check_folder(folder: Path, out: Path) -> None:
-    """Refuse, before any work, a place that holds something already; ``out`` may be a folder that is made later."""
-    if not folder.parent.is_dir() and folder.parent != out:
-        raise InputError(f"no such directory: {folder.parent}", hint="create it first")
-    if folder.parent.is_dir():
+def check_folder(folder: Path, to_be_made: Path | None, others: Sequence[Path]) -> None:
+    """Refuse, before any work, a place for the evidence that holds something already, or is one of the ``others``.
+
+    ``to_be_made``: the folder of the results, where it is made later.
+    """
+    if folder.parent != to_be_made:
         check_folder_writable(folder.parent)
+    if folder.is_symlink():
+        raise InputError(f"the evidence folder {folder} is a symbolic link", hint="give a free path")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"the evidence folder {folder} is there and not empty", hint="give a free path")
+    if folder.resolve() in {other.resolve() for other in others}:
+        raise InputError(f"the evidence folder {folder} is a place of the results as well", hint="give a free path")
 
 
 def write_export_evidence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from gguf_forget.export.quantize import (
     space_needed,
 )
 from gguf_forget.export.scratch import scratch_directory
+from gguf_forget.export.shipped_grid import check_names
 from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
@@ -79,25 +80,24 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
     for option, asked in (("--twin", job.twin), ("--evidence", job.evidence)):
         if asked is not None and split:
             raise InputError(f"{option} of a split file cannot be made", hint=f"leave out {option}, or write one file")
-    if job.evidence is not None:
-        check_folder(job.evidence, job.out)
     folder = next(iter(job.files.values())).parent
     # A directory for several files is made, but only once everything has been checked.
-    work = folder.parent if folder == job.out and not folder.exists() else folder
+    to_be_made = folder == job.out and not os.path.exists(folder)
+    work = folder.parent if to_be_made else folder
     check_folder_writable(work)
+    places = [*job.files.values(), *job.twins().values()]
+    if job.evidence is not None:
+        check_folder(job.evidence, folder if to_be_made else None, [job.out, *places])
     check_models([job.original, job.unlearned])
     importance = job.options.quantize.importance
     others = [*job.calibration, *job.fit.files, *([] if importance is None else [importance.path])]
     sources = input_files([job.original, job.unlearned], others)
-    for destination in (*job.files.values(), *job.twins().values()):
-        check_output(destination, sources)
+    for place in places:
+        check_output(place, sources)
     with ExitStack() as stack:
-        pair = stack.enter_context(_opened(job, work, progress))
-        if importance is not None and not importance.values.keys() & pair.before.keys():
-            raise InputError(
-                f"{importance.path} names no tensor of {job.original}, its first is {next(iter(importance.values))}",
-                hint="give the importance matrix of this very model",
-            )
+        pair = stack.enter_context(_opened(job, work, progress, dry_run=dry_run))
+        if importance is not None:
+            check_names(importance, pair.before, job.original)
         planned = plan_export(pair, list(job.files), job.options)
         document: dict[str, Any] = {
             "schema_version": 1,
@@ -113,7 +113,9 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
             return document
         halves = sum(2 * tensor.rows * tensor.columns for tensor in pair.before.values())
         _check_room(job, work, space_needed(planned, split=split) + disk + len(job.twins()) * halves, planned)
-        folder.mkdir(exist_ok=True)
+        if to_be_made:
+            folder.mkdir()
+            stack.callback(_remove_if_empty, folder)
         hessians: Hessians = lambda name: None  # noqa: E731
         if columns:
             from gguf_forget.export.calibrated import calibrated
@@ -150,12 +152,22 @@ def quantize_model(job: QuantizeJob, progress: Progress, *, dry_run: bool) -> di
                 document["evidence"] = str(job.evidence)
             return made
 
-        document["files"] = export_types(pair, planned, job.files, options, progress, hessians, fit, companions)
+        document["files"] = export_types(
+            pair, planned, job.files, options, progress, hessians, fit, companions, sources
+        )
     return document
 
 
-def _opened(job: QuantizeJob, work: Path, progress: Progress) -> AbstractContextManager[Pair]:
-    return opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp, file_types=list(job.files))
+def _opened(job: QuantizeJob, work: Path, progress: Progress, *, dry_run: bool) -> AbstractContextManager[Pair]:
+    how = job.options.quantize
+    coarser = how.tensor_types or how.output_tensor_type or how.token_embedding_type
+    kinds = [] if dry_run or coarser else list(job.files)
+    return opened_pair(job.original, job.unlearned, work, progress, llama_cpp=job.llama_cpp, file_types=kinds)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _check_room(job: QuantizeJob, work: Path, needed: int, planned: Planned) -> None:

@@ -140,5 +140,5 @@ def test_a_pickle_of_something_else(tmp_path: Path, content: object) -> None:
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     error = refused(tmp_path)
-    assert "has neither model.safetensors nor pytorch_model.bin, whole or in parts" in error.message
+    assert "holds no weights, needed model*.safetensors or pytorch_model*.bin" in error.message
     assert "merged" in str(error.hint)

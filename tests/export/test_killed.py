@@ -104,12 +104,12 @@ def test_killed_while_a_twin_and_the_evidence_are_made(models: Path) -> None:
 
 
 def test_where_a_later_type_fails_no_file_appears(models: Path) -> None:
-    files = {kind: models / f"{kind}.gguf" for kind in ("Q4_0", "IQ2_XXS")}  # the latter needs an importance matrix
+    files = {kind: models / f"{kind}.gguf" for kind in ("Q4_0", "Q2_K_S")}  # the latter needs an importance matrix
     files["Q4_0"].write_bytes(b"the old file")
     options = ExportOptions(threads=1)
     with opened_pair(models / "original.gguf", models / "unlearned.gguf", models, Progress()) as pair:
         planned = plan_export(pair, list(files), options)
-        with pytest.raises(LlamaError, match="to IQ2_XXS"):
+        with pytest.raises(LlamaError, match="to Q2_K_S"):
             export_types(pair, planned, files, options, Progress())
     assert files["Q4_0"].read_bytes() == b"the old file"
     assert sorted(path.name for path in models.iterdir()) == ["Q4_0.gguf", "original.gguf", "unlearned.gguf"]

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from tiny_shapes import shape_weights, write_shape
 
 import gguf_forget.export.twin
+from gguf_forget.checkpoint.convert import check_weights, weight_files
 from gguf_forget.cli import main
 from gguf_forget.errors import EvaluationError, InputError
-from gguf_forget.export.inputs import check_models, opened_pair
+from gguf_forget.export.inputs import check_models, input_files, opened_pair
 from gguf_forget.llama.quantizer import least_bytes, plan_file
 from gguf_forget.progress import Progress
 from gguf_forget.whole_file import check_folder_writable, check_output, replaced_whole
@@ -148,11 +149,12 @@ def test_llama_quantizes_short_names_mean_what_they_mean_there(models: tuple[Pat
     assert counted == {kind: kinds.count(kind) for kind in set(kinds)}
 
 
-@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_S", "IQ4_XS", "F16", "Q2_K", "TQ2_0"])
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_S", "F16", "Q2_K", "TQ2_0"])
 def test_a_file_takes_at_least_what_is_said_before_its_plan(models: tuple[Path, Path], file_type: str) -> None:
     weights = sum(values.size for values in shape_weights("llama").values())
     whole = plan_file(models[0], file_type).bytes
     assert 0.4 * whole < least_bytes(file_type, weights) <= whole
+    assert least_bytes("IQ2_S", weights) == 0  # most of its tensors are IQ2_XS
 
 
 def test_room_for_the_files_is_asked_for_before_a_directory_is_converted(
@@ -248,31 +250,150 @@ def test_evidence_needs_its_own_room_and_right_to_write(
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_an_importance_matrix_of_another_model_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+def importance_file(path: Path, values: dict[str, np.ndarray]) -> Path:
     import gguf
 
-    def write(name: str, tensor: str, value: float) -> Path:
-        writer = gguf.GGUFWriter(tmp_path / name, "llama")
-        writer.add_type("imatrix")
-        writer.add_tensor(f"{tensor}.in_sum2", np.full((1, 256), value, np.float32))
-        writer.add_tensor(f"{tensor}.counts", np.ones((1, 1), np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return tmp_path / name
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    for name, one in values.items():
+        writer.add_tensor(f"{name}.in_sum2", one[None].astype(np.float32))
+        writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
+
+def test_an_importance_matrix_of_another_model_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     for name, tensor, value, message in (
         ("other.gguf", "elsewhere.weight", 1.0, "names no tensor of"),
         ("zero.gguf", UP, 0.0, "holds nothing but zeros"),
         ("below.gguf", UP, -1.0, "hold 256 values below 0, needed mean squares"),
     ):
-        result = call(*models, tmp_path / "out.gguf", "Q4_0", "--imatrix", write(name, tensor, value))
+        file = importance_file(tmp_path / name, {tensor: np.full(256, value)})
+        result = call(*models, tmp_path / "out.gguf", "Q4_0", "--imatrix", file)
         assert result.exit_code == 2, name
         assert message in result.stderr
+    other = importance_file(tmp_path / "x.gguf", {"elsewhere.weight": np.ones(256)})
+    arguments = ["diff", *map(str, models), "--type", "Q4_0", "--imatrix", str(other), "-q"]
+    assert "names no tensor of" in CliRunner().invoke(main, arguments).stderr
+
+
+def test_parts_of_the_result_take_no_inputs_place_either(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Their names are known only when the file is split."""
+    file = importance_file(tmp_path / "out-00001-of-00002.gguf", {UP: np.ones(256)})
+    content = file.read_bytes()
+    there = sorted(tmp_path.iterdir())
+    result = call(*models, tmp_path / "out.gguf", "Q8_0", "--split-max-size", "1M", "--imatrix", file)
+    assert result.exit_code == 2, result.output
+    assert f"{file} is one of the inputs" in result.stderr
+    assert file.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tensor"),
+    [
+        (["Q4_0", "--token-embedding-type", "IQ2_XXS"], "token_embd.weight"),
+        (["IQ2_XXS", "--pure", "--imatrix", "{imatrix}"], "token_embd.weight"),
+        (["IQ2_XXS"], "blk.0"),
+    ],
+)
+def test_importances_that_libggml_would_end_the_process_for(
+    models: tuple[Path, Path], tmp_path: Path, arguments: list[str], tensor: str
+) -> None:
+    weights = shape_weights("llama")
+    known = {name: np.ones(one.shape[1]) for name, one in weights.items() if one.ndim == 2 and "token" not in name}
+    file = importance_file(tmp_path / "imatrix.gguf", known)
+    for command in ("quantize", "diff"):
+        asked = [argument.format(imatrix=file) for argument in arguments]
+        places = [tmp_path / "out.gguf", asked[0]] if command == "quantize" else ["--type", asked[0]]
+        result = CliRunner().invoke(main, [command, *map(str, (*models, *places, *asked[1:])), "-q"])
+        assert result.exit_code == 2
+        assert f"tensor {tensor}" in result.stderr
+        assert "needs an importance matrix" in result.stderr
+
+
+def test_an_entry_of_another_size_for_the_embeddings_is_left_out_everywhere(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As llama.cpp does. What is measured of the twin must not read past the entry's end."""
+    weights = shape_weights("llama")
+    changed = edited(weights)
+    changed["token_embd.weight"] = changed["token_embd.weight"] + np.float32(0.02)
+    unlearned = write_shape(tmp_path / "all.gguf", "llama", changed)
+    known = {UP: np.ones(weights[UP].shape[1])}
+    found = []
+    for name, more in (("without", {}), ("short", {"token_embd.weight": np.ones(100)})):
+        file = importance_file(tmp_path / f"{name}.imatrix", known | more)
+        out = tmp_path / f"{name}.gguf"
+        result = call(models[0], unlearned, out, "Q4_0", "--twin", "F16", "--imatrix", file, "--json")
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["files"][0]["twin"])
+    assert found[0]["moved"] > 1000
+    assert [found[1][key] for key in ("moved", "kept", "pushed")] == [
+        found[0][key] for key in ("moved", "kept", "pushed")
+    ]
+
+
+def test_a_place_for_the_evidence_that_cannot_be_one_is_refused_before_any_work(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "out.gguf", tmp_path / "folder"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    there = sorted(tmp_path.iterdir())
+    for places, evidence, message in (
+        ([out, "Q4_0"], tmp_path / "link", "is a symbolic link"),
+        ([out, "Q4_0"], out, "is a place of the results as well"),
+        ([out, "Q4_0"], out / "evidence", "no such directory"),
+        ([folder, "Q4_0", "Q8_0"], folder, "is a place of the results as well"),
+        ([f"{tmp_path / 'empty'}/", "Q4_0"], tmp_path / "empty", "is a place of the results as well"),
+    ):
+        result = call(*models, *places, "--evidence", evidence)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_full_disk_at_the_very_end_leaves_nothing(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gguf_forget.stages.export_evidence.seal", full)
+    there = sorted(tmp_path.iterdir())
+    result = call(*models, tmp_path / "new", "Q4_0", "Q8_0", "--evidence", tmp_path / "new" / "evidence")
+    assert result.exit_code == 2
+    assert "cannot be finished\ncause: [Errno 28] No space left on device" in result.stderr
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_what_lies_beside_the_weights_is_not_asked_about(tmp_path: Path) -> None:
+    tensors = {"model.safetensors": {"a": torch.zeros(2)}, "model-1-of-2.safetensors": {"b": torch.zeros(3)}}
+    directory = hugging_face(tmp_path / "hf", tensors, {"a": "model-00001-of-00002.safetensors"})
+    (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    assert weight_files(directory) == [directory / "model.safetensors"]
+    check_weights(directory)
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="has no model-00001-of-00002"):
+        check_weights(directory)
+    (directory / "model.safetensors.index.json").unlink()
+    assert weight_files(directory) == [directory / "model-1-of-2.safetensors"]
+
+
+def test_our_own_file_in_an_input_directory_can_be_made_again(tmp_path: Path) -> None:
+    directory = hugging_face(tmp_path / "hf", {"model.safetensors": {"a": torch.zeros(2)}})
+    (directory / "out.gguf").write_bytes(b"made before")
+    check_output(directory / "out.gguf", input_files([directory]))
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(InputError, match="is one of the inputs"):
+            check_output(directory / name, input_files([directory]))
 
 
 def test_a_type_that_needs_an_importance_matrix_is_refused_by_survival(models: tuple[Path, Path]) -> None:
     result = CliRunner().invoke(main, ["survival", str(models[0]), str(models[1]), "IQ2_XXS", "-q"])
     assert result.exit_code == 2
-    assert "IQ2_XXS cannot be made without an importance matrix" in result.stderr
+    assert "would be IQ2_XXS, which needs an importance matrix: none is given" in result.stderr

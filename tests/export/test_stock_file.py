@@ -81,7 +81,7 @@ def test_an_already_quantized_file_keeps_its_place_for_the_keys(tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize("file_type", ["Q2_K_S", "IQ2_S", "IQ3_XXS", "TQ1_0"])
+@pytest.mark.parametrize("file_type", ["Q2_K_S", "IQ3_M", "TQ1_0"])
 def test_types_that_may_need_an_importance_matrix_are_not_ours(tmp_path: Path, file_type: str) -> None:
     original = write_shape(tmp_path / "original.gguf", "llama", shape_weights("llama"))
     with pytest.raises(NotOurs):

@@ -10,7 +10,7 @@ import pytest
 from libggml_oracle import dequantize
 from libggml_oracle import quantize as oracle_quantize
 
-from gguf_forget.errors import InputError, LlamaError, UnsupportedError
+from gguf_forget.errors import InputError, UnsupportedError
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows, row_bytes
 from gguf_forget.llama.options import Importance, QuantizeOptions
@@ -85,7 +85,7 @@ def test_importances_reach_llama_cpp(tiny_model: Path, tmp_path: Path, file_type
 
 
 def test_without_importances_the_smallest_types_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(LlamaError, match="could not quantize") as caught:
+    with pytest.raises(InputError, match="would be IQ2_XXS, which needs an importance matrix: none is given") as caught:
         quantize(tiny_model, tmp_path / "out.gguf", "IQ2_XXS", threads=1)
     assert "--imatrix" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
