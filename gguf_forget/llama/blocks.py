@@ -79,6 +79,8 @@ def quantize_rows(type_name: str, weights: np.ndarray, importance: np.ndarray | 
     blocks = np.empty((rows, row_bytes(type_name, columns)), dtype=np.uint8)
     if importance is not None:
         importance = np.ascontiguousarray(importance, dtype=np.float32)
+        if importance.size != columns:  # libggml would read on
+            raise LlamaError(f"{importance.size} importances for rows of {columns} weights")
     pointer = None if importance is None else importance.ctypes.data
     written = _ggml().ggml_quantize_chunk(
         type_id(type_name), weights.ctypes.data, blocks.ctypes.data, 0, rows, columns, pointer

@@ -91,6 +91,11 @@ def test_without_importances_the_smallest_types_are_refused(tiny_model: Path, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_importances_of_another_length_are_refused() -> None:
+    with pytest.raises(LlamaError, match="100 importances for rows of 256 weights"):
+        quantize_rows("Q4_K", np.zeros((1, 256), np.float32), np.ones(100, np.float32))
+
+
 @pytest.mark.parametrize("name", list(CODECS))
 def test_rows_of_blocks_are_libggmls(name: str) -> None:
     weights = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32)
