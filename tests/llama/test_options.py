@@ -10,7 +10,7 @@ import pytest
 from libggml_oracle import dequantize
 from libggml_oracle import quantize as oracle_quantize
 
-from gguf_forget.errors import InputError, UnsupportedError
+from gguf_forget.errors import InputError, LlamaError, UnsupportedError
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows, row_bytes
 from gguf_forget.llama.options import Importance, QuantizeOptions
