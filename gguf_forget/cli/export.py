@@ -196,7 +196,7 @@ def quantize(
             _print(document, dry_run=dry_run)
         return 0
 
-    guarded(work, debug=debug, interrupted="nothing was written")
+    guarded(work, debug=debug, interrupted="every file is the old one or the new one, whole")
 
 
 def destinations(unlearned: Path, out: Path, file_types: list[str], *, folder: bool) -> dict[str, Path]:
