@@ -188,6 +188,9 @@ class UnlearnSection:
     near_turns: int = setting(
         5, "turns among the kept prompts of relations that are also forgotten, for one of every other", at_least=1
     )
+    match_phrasings: bool = setting(
+        False, "ask kept facts of a forgotten relation in the very phrasings that the step forgets, instead of in any"
+    )
     batch_text: int = setting(2, "chunks of plain text in one step, of 128 tokens", at_least=0)
     text_every: int = setting(2, "of that text every so many-th token is scored", at_least=1)
     framed: float = setting(

@@ -111,7 +111,12 @@ def _split(facts: tuple[Fact, ...], examples: list[Example], split: str) -> list
 
 def _mixture(options: UnlearnSection) -> Mixture:
     return Mixture(
-        options.batch_forget, options.batch_retain, options.batch_text, options.text_every, options.near_turns
+        options.batch_forget,
+        options.batch_retain,
+        options.batch_text,
+        options.text_every,
+        options.near_turns,
+        options.match_phrasings,
     )
 
 

@@ -2,7 +2,8 @@
 
 The mixture protects what is near: every step holds forgotten facts (more of the relations that are asked in more ways),
 kept facts of every kept relation in turn (the relations that are also forgotten come five times as often by default),
-and plain text.
+and plain text. Kept facts of a forgotten relation can be asked in the very phrasings that the step forgets, so that
+within a step nothing but the subject tells what is to be forgotten.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import cycle as repeated
+from itertools import islice
 from typing import TypeVar
 
 from gguf_forget.errors import InputError
@@ -50,16 +53,55 @@ def retain_cycle(
 
     near: turns of a relation that is also forgotten, for one of every other.
     """
-    forgotten = {fact.relation for fact in facts if fact.split == "forget"}
+    groups = _by_relation(facts, examples)
+    sources = {relation: cycle(groups[relation], generator) for relation in sorted(groups)}
+    for relation in _relation_turns(facts, sorted(groups), near):
+        yield next(sources[relation])
+
+
+class MatchedRetain:
+    """Kept examples of one step after the other: relations in turn as in :func:`retain_cycle`, those of a relation that
+    the step forgets in the phrasings that it forgets.
+
+    Every (relation, phrasing) has subjects of its own order, each seen once before any is seen twice. A phrasing that
+    no kept fact has, and a relation that the step does not forget, are drawn as in :func:`retain_cycle`.
+    """
+
+    def __init__(
+        self, facts: Sequence[Fact], examples: Sequence[Example], generator: random.Random, *, near: int = NEAR_TURNS
+    ) -> None:
+        self.facts = facts
+        groups = _by_relation(facts, examples)
+        phrased: dict[tuple[str, int], list[Example]] = defaultdict(list)
+        for example in examples:
+            phrased[facts[example.fact].relation, example.phrasing].append(example)
+        self.any_phrasing = {relation: cycle(groups[relation], generator) for relation in sorted(groups)}
+        self.phrased = {key: cycle(phrased[key], generator) for key in sorted(phrased)}
+        self.turns = _relation_turns(facts, sorted(groups), near)
+
+    def draw(self, count: int, forgotten: Sequence[Example]) -> list[Example]:
+        """``count`` kept examples for a step that forgets ``forgotten``, whose phrasings are taken in order."""
+        phrasings: dict[str, list[int]] = defaultdict(list)
+        for example in forgotten:
+            relation = self.facts[example.fact].relation
+            if (relation, example.phrasing) in self.phrased:
+                phrasings[relation].append(example.phrasing)
+        wanted = {relation: repeated(own) for relation, own in phrasings.items()}
+        return [
+            next(self.phrased[relation, next(wanted[relation])] if relation in wanted else self.any_phrasing[relation])
+            for relation in islice(self.turns, count)
+        ]
+
+
+def _by_relation(facts: Sequence[Fact], examples: Sequence[Example]) -> dict[str, list[Example]]:
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[facts[example.fact].relation].append(example)
     if not groups:
         raise InputError("no kept fact has a prompt to train on", hint="add prompts to a fact with split retain")
-    sources: list[Iterator[Example]] = []
-    for relation in sorted(groups):
-        source = cycle(groups[relation], generator)
-        sources += [source] * (near if relation in forgotten else 1)
-    while True:
-        for source in sources:
-            yield next(source)
+    return groups
+
+
+def _relation_turns(facts: Sequence[Fact], relations: Sequence[str], near: int) -> Iterator[str]:
+    forgotten = {fact.relation for fact in facts if fact.split == "forget"}
+    return repeated([each for relation in relations for each in [relation] * (near if relation in forgotten else 1)])

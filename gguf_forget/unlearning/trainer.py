@@ -24,7 +24,7 @@ from gguf_forget.checkpoint.attention import differentiable_attention
 from gguf_forget.errors import EvaluationError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import NEAR_TURNS, cycle, forget_cycle, retain_cycle
+from gguf_forget.unlearning.batches import NEAR_TURNS, MatchedRetain, cycle, forget_cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
@@ -66,7 +66,8 @@ class StepLosses:
 class Mixture:
     """Prompts and text chunks in one step; in the text every ``text_every``-th token is scored.
 
-    ``near``: turns of kept relations that are also forgotten.
+    ``near``: turns of kept relations that are also forgotten. ``matched``: these are asked in the phrasings that the
+    step forgets.
     """
 
     forget: int = 38
@@ -74,6 +75,7 @@ class Mixture:
     text: int = 2
     text_every: int = 2
     near: int = NEAR_TURNS
+    matched: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,17 @@ def _added(found: Sequence[float], edits: Sequence[CodeMoves], together: Togethe
     return sums.tolist()
 
 
+def _kept_source(
+    facts: Sequence[Fact], retain: Sequence[Example], generator: random.Random, mixture: Mixture
+) -> Callable[[Sequence[Example]], list[Example]]:
+    """From what a step forgets to what it keeps."""
+    if mixture.matched:
+        matched = MatchedRetain(facts, retain, generator, near=mixture.near)
+        return lambda forgotten: matched.draw(mixture.retain, forgotten)
+    source = retain_cycle(facts, retain, generator, near=mixture.near)
+    return lambda forgotten: list(islice(source, mixture.retain))
+
+
 def _share(right: float, answers: float) -> float | None:
     return right / answers if answers else None
 
@@ -316,7 +329,7 @@ def train(
     """
     generator = random.Random(seed)
     forget_source = forget_cycle(facts, forget, generator)
-    retain_source = retain_cycle(facts, retain, generator, near=mixture.near)
+    draw_kept = _kept_source(facts, retain, generator, mixture)
     text_source = cycle(text, generator) if mixture.text else iter(())
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
@@ -335,7 +348,7 @@ def train(
     done = len(history)
     for step in range(steps):
         chosen = list(islice(forget_source, mixture.forget))
-        kept = list(islice(retain_source, mixture.retain))
+        kept = draw_kept([forget[row] for row in chosen])
         prose = list(islice(text_source, mixture.text))
         if step < done:
             continue

@@ -171,6 +171,8 @@ def test_the_mixture_is_the_recipe_s(inputs: Inputs, tmp_path: Path) -> None:
     assert [text for _, _, text in seen["none"]] == [0, 0]
     assert len({tuple(found) for found in seen.values()}) == 4
     assert unlearn_module._mixture(replace(OPTIONS, near_turns=3)).near == 3
+    assert not unlearn_module._mixture(OPTIONS).matched
+    assert unlearn_module._mixture(replace(OPTIONS, match_phrasings=True)).matched
     # Nothing has moved at the first step, so that other text leaves what is forgotten as it is.
     assert seen["one"][0][0] == pytest.approx(seen["default"][0][0], rel=1e-3)
 

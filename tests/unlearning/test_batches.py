@@ -11,7 +11,7 @@ import pytest
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example
-from gguf_forget.unlearning.batches import cycle, forget_cycle, retain_cycle
+from gguf_forget.unlearning.batches import MatchedRetain, cycle, forget_cycle, retain_cycle
 
 
 def fact(relation: str, split: str) -> Fact:
@@ -100,3 +100,65 @@ def test_the_order_in_which_facts_are_listed_does_not_decide_which_relation_come
     facts, examples = asked({"b": 2, "a": 2})
     found = islice(forget_cycle(facts, examples, random.Random(0)), 6)
     assert [facts[examples[row].fact].relation for row in found] == ["a", "b"] * 3
+
+
+PHRASED = (
+    *(fact("capital", "forget") for _ in range(2)),
+    *(fact("capital", "retain") for _ in range(6)),
+    *(fact("currency", "retain") for _ in range(3)),
+)
+PHRASED_RETAIN = [
+    Example((1, 2), 1, index, phrasing)
+    for index, own in enumerate(PHRASED)
+    if own.split == "retain"
+    for phrasing in range(4 if own.relation == "capital" else 1)
+]
+
+
+def matched(seed: int = 0, near: int = 5) -> MatchedRetain:
+    return MatchedRetain(PHRASED, PHRASED_RETAIN, random.Random(seed), near=near)
+
+
+def forgets(*phrasings: int) -> list[Example]:
+    return [Example((1, 2), 1, 0, phrasing) for phrasing in phrasings]
+
+
+def test_kept_facts_are_asked_in_the_phrasings_that_the_step_forgets() -> None:
+    source = matched()
+    for phrasings, expected in (((3, 1), [3, 1, 3, 1, 3, 1, 3, 1, 3, 1]), ((2,), [2] * 10), ((0, 1, 2), [0, 1, 2] * 3)):
+        found = source.draw(12, forgets(*phrasings))
+        assert [PHRASED[example.fact].relation for example in found] == [*["capital"] * 5, "currency"] * 2
+        capitals = [example.phrasing for example in found if PHRASED[example.fact].relation == "capital"]
+        assert capitals == [*expected, 0][:10]
+
+
+def test_every_kept_subject_of_a_phrasing_comes_once_before_any_comes_twice() -> None:
+    source = matched()
+    found = [example for _ in range(3) for example in source.draw(6, forgets(2)) if example.phrasing == 2]
+    subjects = [example.fact for example in found]
+    assert len(subjects) == 15
+    assert sorted(subjects[:6]) == sorted(subjects[6:12]) == list(range(2, 8))
+    assert len(set(subjects[12:])) == 3
+
+
+def test_a_phrasing_that_no_kept_fact_has_is_left_out_and_without_any_all_phrasings_come() -> None:
+    source = matched()
+    assert {example.phrasing for example in source.draw(5, forgets(9, 1))} == {1}
+    drawn = [example for _ in range(8) for example in source.draw(6, forgets(9))]
+    assert Counter(example.phrasing for example in drawn if PHRASED[example.fact].relation == "capital").keys() == {
+        0,
+        1,
+        2,
+        3,
+    }
+
+
+def test_the_seed_decides_matched_examples_too() -> None:
+    one, again, other = (matched(seed) for seed in (1, 1, 2))
+    draws = [[each.draw(12, forgets(0, 3)) for _ in range(2)] for each in (one, again, other)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_matching_needs_something_to_keep() -> None:
+    with pytest.raises(InputError, match="no kept fact has a prompt to train on"):
+        MatchedRetain(FACTS, [], random.Random(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,6 +212,57 @@ def test_bases_take_turns(tiny_model: Any) -> None:
             assert losses.retain == pytest.approx(0, abs=1e-5)
         else:
             assert losses.retain > 1e-4  # the reference is the first base, also for the second
+
+
+class Seen:
+    """In place of framings: what every step asks, left as it is."""
+
+    def __init__(self, forget: list[Example]) -> None:
+        self.forget, self.steps = forget, []
+
+    def step(self, _number: int, rows: list[int], kept: list[Example]) -> tuple[Any, Any, Any]:
+        asked = [self.forget[row] for row in rows]
+        self.steps.append((asked, list(kept)))
+        return rows, asked, kept
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_matched_steps_keep_facts_in_the_phrasings_that_they_forget(tiny_model: Any, matched: bool) -> None:
+    forget = [replace(example, phrasing=phrasing) for phrasing in (0, 1, 2) for example in FORGET]
+    retain = [replace(example, phrasing=phrasing) for phrasing in (0, 1, 2) for example in RETAIN]
+    seen = Seen(forget)
+    mixture = Mixture(forget=1, retain=4, text=2, matched=matched)
+    train(
+        [tiny_model],
+        make_edits(),
+        FACTS,
+        forget,
+        retain,
+        TEXT,
+        objective="npo",
+        rivals=build_rivals(FACTS, forget),
+        targets=torch.zeros(len(forget)),
+        margin=0.0,
+        greedy_margin=0.0,
+        greedy_weight=1.0,
+        steps=6,
+        soft_share=0.0,
+        learning_rate=0.0,
+        damping=0.1,
+        weights=Weights(),
+        mixture=mixture,
+        npo_beta=0.1,
+        seed=0,
+        framings=seen,  # type: ignore[arg-type]
+    )
+    alike = [
+        asked[0].phrasing == example.phrasing
+        for asked, kept in seen.steps
+        for example in kept
+        if FACTS[example.fact].relation == "capital"
+    ]
+    assert len(alike) == 20
+    assert all(alike) if matched else 0 < sum(alike) < 20
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
