@@ -122,19 +122,20 @@ class _Bench:
         }
 
     def original(self, file_type: str) -> dict[str, Any]:
-        name, inputs = f"original-{file_type.lower()}", self.inputs(**self.asking())
+        # Nothing is compared with what the original says when it is sampled.
+        name, inputs = f"original-{file_type.lower()}", self.inputs(**{**self.asking(), "samples": 0})
         return self.keep(name, inputs, lambda: self._original(file_type))
 
     def _original(self, file_type: str) -> dict[str, float | None]:
         if file_type != NF4:
-            return self.asked(self.shared.stock(file_type))
+            return self.asked(self.shared.stock(file_type), samples=0)
         with tempfile.TemporaryDirectory(dir=self.shared.run, prefix="files-original-") as folder:
             file = Path(folder) / f"{NF4}.gguf"
             write_nf4(self.shared.stock("F16"), file)
-            return self.asked(file)
+            return self.asked(file, samples=0)
 
-    def asked(self, file: Path) -> dict[str, float | None]:
-        return measure(self.shared, file, self.questions, self.chosen, samples=self.samples)
+    def asked(self, file: Path, *, samples: int) -> dict[str, float | None]:
+        return measure(self.shared, file, self.questions, self.chosen, samples=samples)
 
     def edit(self, changes: Mapping[str, Any], seed: int) -> Path:
         """The folder of a trained edit; it is small, and stays."""
@@ -162,7 +163,7 @@ class _Bench:
                     made = self._made(method, name, seed, wanted, files)
                     for kind in missing:
                         file = files / f"{kind}.gguf"
-                        found[kind] = self.keep(*named[kind], lambda file=file: self.asked(file))
+                        found[kind] = self.keep(*named[kind], lambda file=file: self.asked(file, samples=self.samples))
                     about = about or self.keep(*whole, lambda: self._whole(made, files))
                 except GgufForgetError as error:
                     return {kind: each for kind, each in found.items() if each}, {"problem": str(error)}
