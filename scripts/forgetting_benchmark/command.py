@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -13,14 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forgetting_benchmark.figures import Roles, questions_of, roles
 from forgetting_benchmark.make import Shared, make_edit, make_files
-from forgetting_benchmark.measure import circuit_divergence, measure, relearned
+from forgetting_benchmark.measure import attribution, circuit_divergence, measure, relearned
 from forgetting_benchmark.methods import METHODS, QUICK, Method
 from forgetting_benchmark.nf4 import NF4, write_nf4
 from forgetting_benchmark.table import MOST_SEEDS, method_rows, render, whole_rows
 from gguf_forget.demo.prepare import prepare_demo
-from gguf_forget.errors import GgufForgetError, InputError
+from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, UnsupportedError
 from gguf_forget.pipeline import run as run_pipeline
 from gguf_forget.pipeline import tool_versions
 from gguf_forget.progress import Progress, progress_for
@@ -31,7 +34,8 @@ from gguf_forget.verification.questions import Question
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
 QUICK_TYPES = ("F16", "Q8_0", "Q4_K_M")
-RESULT = "result.json"
+RESULT, SCORES = "result.json", "scores.npy"
+MADE = re.compile(r"\.made-[a-z0-9_-]+")  # a folder of model files, of this run or of one that was killed
 
 
 def _arguments(description: str | None, given: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +65,15 @@ def _arguments(description: str | None, given: Sequence[str] | None) -> argparse
     options.work = options.work or options.json.with_suffix(".work")
     if not 1 <= options.seeds <= MOST_SEEDS:
         raise InputError(f"--seeds {options.seeds}, needed 1 to {MOST_SEEDS}")
+    for name, value, least in (
+        ("--samples", options.samples, 0),
+        ("--retain-items", options.retain_items, 1),
+        ("--relearning-steps", options.relearning_steps, 0),
+    ):
+        if value < least:
+            raise InputError(f"{name} {value}, needed at least {least}")
+    if options.json.is_dir():
+        raise InputError(f"--json {options.json}: found a folder, needed a file or a free name")
     if not options.json.absolute().parent.is_dir():
         raise InputError(f"there is no folder {options.json.parent} for {options.json.name}")
     return options
@@ -96,10 +109,14 @@ class _Bench:
     relearning_steps: int
 
     def inputs(self, **own: Any) -> dict[str, Any]:
-        """What decides a result, without making anything: versions, shared stages, the recipe, the request."""
+        """What decides a result, without making anything: versions, shared stages, the recipe, the request.
+
+        Stock files follow from the original and llama.cpp's version; their stage lists which were asked for, and
+        another type more must not undo what is kept.
+        """
         stages = {
             stage: read_json(self.shared.run / stage / STAGE_FILE)["fingerprint"]
-            for stage in ("load", "stock", "facts", "attribute")
+            for stage in ("load", "facts", "attribute")
         }
         return {"versions": tool_versions(), "stages": stages, **own}
 
@@ -115,7 +132,7 @@ class _Bench:
     def asking(self) -> dict[str, Any]:
         return {
             "roles": asdict(self.chosen),
-            "figures": 2,  # their number of kinds changed: results kept before lack one
+            "figures": 3,  # to be raised when what is measured changes: results kept before lack it
             "samples": self.samples,
             "questions": len(self.questions),
             "max_new_tokens": self.shared.recipe.verify.max_new_tokens,
@@ -129,7 +146,7 @@ class _Bench:
     def _original(self, file_type: str) -> dict[str, float | None]:
         if file_type != NF4:
             return self.asked(self.shared.stock(file_type), samples=0)
-        with tempfile.TemporaryDirectory(dir=self.shared.run, prefix="files-original-") as folder:
+        with tempfile.TemporaryDirectory(dir=self.shared.run, prefix=".made-original-") as folder:
             file = Path(folder) / f"{NF4}.gguf"
             write_nf4(self.shared.stock("F16"), file)
             return self.asked(file, samples=0)
@@ -149,25 +166,37 @@ class _Bench:
         """(type to figures, what is said of the method as a whole), made and asked as far as it is not kept."""
         method = METHODS[name]
         stem = f"{name}-{seed}"
-        asking = self.inputs(method=asdict(method), seed=seed, unlearn=asdict(self.shared.recipe.unlearn))
-        named = {kind: (f"result-{stem}-{kind.lower()}", {**asking, **self.asking()}) for kind in self.types}
+        asking = {
+            **self.inputs(method=asdict(method), seed=seed, unlearn=asdict(self.shared.recipe.unlearn)),
+            **self.asking(),
+        }
+        named = {kind: (f"result-{stem}-{kind.lower()}", asking) for kind in self.types}
         whole = (f"about-{stem}", {**asking, "relearning_steps": self.relearning_steps, "type": self._judged()})
         found = {kind: self.kept(*each) for kind, each in named.items()}
         about = self.kept(*whole)
         missing = [kind for kind, figures in found.items() if figures is None]
+        problems = []
         if missing or about is None:
-            with tempfile.TemporaryDirectory(dir=self.shared.run, prefix=f"files-{stem}-") as folder:
+            with tempfile.TemporaryDirectory(dir=self.shared.run, prefix=f".made-{stem}-") as folder:
                 files = Path(folder)
-                wanted = list(dict.fromkeys([*missing, *([] if about is not None else [self._judged()])]))
                 try:
-                    made = self._made(method, name, seed, wanted, files)
-                    for kind in missing:
-                        file = files / f"{kind}.gguf"
+                    if about is None:  # the time is that of all files
+                        made = self._made(method, name, seed, [*self.types, self._judged()], files)
+                        about = self.keep(*whole, lambda: self._whole(made, files))
+                    else:
+                        self._made(method, name, seed, missing, files)
+                except (EvaluationError, UnsupportedError) as error:  # as a training that diverges, or a type refused
+                    problems.append(str(error))
+                for kind in missing:
+                    file = files / f"{kind}.gguf"
+                    if not file.exists():
+                        continue
+                    try:
                         found[kind] = self.keep(*named[kind], lambda file=file: self.asked(file, samples=self.samples))
-                    about = about or self.keep(*whole, lambda: self._whole(made, files))
-                except GgufForgetError as error:
-                    return {kind: each for kind, each in found.items() if each}, {"problem": str(error)}
-        return {kind: each for kind, each in found.items() if each}, about or {}
+                    except EvaluationError as error:
+                        problems.append(f"{kind}: {error}")
+        about = {**(about or {}), **({"problem": "; ".join(problems)} if problems else {})}
+        return {kind: each for kind, each in found.items() if each}, about
 
     def _judged(self) -> str:
         """The type of the file that is attributed and trained again: that of the trained grid, if it is asked for."""
@@ -175,6 +204,7 @@ class _Bench:
         return grid if grid in self.types else next(kind for kind in reversed(self.types) if kind != NF4)
 
     def _made(self, method: Method, name: str, seed: int, types: Sequence[str], folder: Path) -> dict[str, float]:
+        types = list(dict.fromkeys(types))
         self.shared.progress.note(f"{name}, seed {seed}: making {', '.join(types)}")
         edit = None if method.kind == "baseline" else self.edit(method.changes, seed)
         made = make_files(self.shared, method, seed, edit, types, folder)
@@ -182,12 +212,27 @@ class _Bench:
             made["seconds"] += _seconds(edit) + _seconds(self.shared.run / "attribute")
         return made
 
+    def _stock_attribution(self, kind: str) -> np.ndarray:
+        """What the stock file's neurons do: beside it a shipped file differs by its edit, not by being rounded."""
+
+        def build(out: Path) -> None:
+            np.save(out / SCORES, attribution(self.shared, self.shared.stock(kind)))
+
+        options = asdict(self.shared.recipe.attribute)
+        done = self.directory.stage(f"attribution-{kind.lower()}", self.inputs(options=options, type=kind), build)
+        scores: np.ndarray = np.load(done.path / SCORES)
+        return scores
+
     def _whole(self, made: Mapping[str, float], folder: Path) -> dict[str, Any]:
         kind = self._judged()
         file = folder / f"{kind}.gguf"
         steps = self.relearning_steps
-        again = relearned(self.shared, file, self.shared.stock(kind), self.questions, steps=steps) if steps else None
-        return {**made, "type": kind, "divergence": circuit_divergence(self.shared, file), "relearning": again}
+        again = None
+        if steps:
+            stock = self.shared.stock(kind)
+            again = relearned(self.shared, file, stock, self.questions, self.chosen.forgotten, steps=steps)
+        moved = circuit_divergence(self._stock_attribution(kind), attribution(self.shared, file))
+        return {**made, "type": kind, "divergence": moved, "relearning": again}
 
 
 def _seconds(stage: Path) -> float:
@@ -209,10 +254,13 @@ def _run(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         facts, chosen, retain_items=options.retain_items, trained_phrasings=recipe.verify.trained_phrasings
     )
     seeds, types = list(range(options.seeds)), tuple(dict.fromkeys(("F16", *options.formats)))
-    for left in options.work.glob("files-*"):  # of a run that was killed
-        shutil.rmtree(left)
-    results, about, problems = {}, {}, {name: [] for name in options.methods}
+    results: dict[tuple[str, int, str], dict[str, Any]] = {}
+    about: dict[tuple[str, int], dict[str, Any]] = {}
+    problems: dict[str, list[str]] = {name: [] for name in options.methods}
     with RunDirectory(options.work) as directory:
+        for left in options.work.iterdir():
+            if MADE.fullmatch(left.name) and left.is_dir():
+                shutil.rmtree(left)
         bench = _Bench(
             Shared(recipe, options.work, progress),
             directory,

@@ -4,11 +4,19 @@ forget_accuracy, forget_rank    held-out phrasings of the forgotten relation
 forget_accuracy_all_draws       the same 4-way accuracy, in expectation over every draw of wrong answers from the ranked
                                 ones: three drawn ones make differences of two files much noisier
 reverse_rank                    held-out phrasings of the same facts asked in reverse; None where no such facts are
-same_subjects_rank              other relations of the forgotten subjects, trained and held out
-greedy                          share of greedy answers that hold the answer, trained and held out
-leak                            leak@k of sampled answers over that of wrong ones; None where none was drawn
+same_subjects_rank              other relations of the forgotten subjects, trained and held out; a relation with one
+                                answer for all of them has no rank, but
+same_subjects_accuracy          4-way accuracy of them all
+greedy                          share of greedy answers that hold the answer, both ways, in the worst of all groups of
+                                phrasings
+leak                            leak@k of sampled answers, the forgotten relation in one held-out phrasing; None where
+                                none was drawn
+leak_over_wrong                 the same less that of wrong answers: a model that guesses among capitals names each
 near_trained, near_held_out     4-way accuracy of the forgotten relation, both ways, on other subjects
 far_trained, far_held_out       4-way accuracy of other relations on other subjects
+fresh_accuracy, fresh_rank, fresh_reverse_rank, near_fresh
+                                as forget_accuracy, forget_rank, reverse_rank and near_held_out, in phrasings that no
+                                recipe was chosen by (:mod:`.fresh`); None where there are none
 perplexity                      plain text that was not trained on
 """
 
@@ -18,6 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from forgetting_benchmark.fresh import fresh, fresh_facts
 from gguf_forget.facts.schema import Fact
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.memorisation import leak_at_k
@@ -53,7 +62,7 @@ def roles(facts: Sequence[Fact], forgotten: str, reverse: str | None = None) -> 
 def questions_of(facts: Sequence[Fact], chosen: Roles, *, retain_items: int, trained_phrasings: int) -> list[Question]:
     """The questions that every file is asked; of kept relations only those of forgotten subjects are ranked."""
     planned = plan_questions(
-        facts,
+        [*facts, *fresh_facts(facts)],
         retain_items=retain_items,
         rank_candidates=retain_items,
         ranked_phrasings=1,
@@ -67,21 +76,24 @@ def questions_of(facts: Sequence[Fact], chosen: Roles, *, retain_items: int, tra
     ]
 
 
-def leak(attack: Attack | None) -> float | None:
-    """leak@k of the right answers, over that of wrong ones; both averaged over questions."""
+def leak(attack: Attack | None) -> tuple[float | None, float | None]:
+    """leak@k of the right answers, and the same less that of wrong ones; both averaged over questions."""
     if attack is None:
-        return None
+        return None, None
     samples, k = attack.figures["samples"], attack.figures["k"]
-    right = [leak_at_k(samples, count, k) for count in attack.figures["right"]]
+    right = mean([leak_at_k(samples, count, k) for count in attack.figures["right"]])
     wrong = [mean([leak_at_k(samples, count, k) for count in counts] or [0.0]) for counts in attack.figures["wrong"]]
-    return mean(right) - mean(wrong)
+    return right, right - mean(wrong)
 
 
 def figures_of(scores: FileScores, chosen: Roles, sampled: Attack | None) -> dict[str, float | None]:
     """See the top of this file."""
     ranked = {table.relation for table in scores.ranks if table.split == "retain"}
     same = [scores.rank_score(name, None, "retain") for name in chosen.same_subjects if name in ranked]
-    greedy = [scores.generation_rate(held_out, {chosen.forgotten}) for held_out in (False, True)]
+    told = [name for name in (chosen.forgotten, chosen.reverse) if name]
+    groups = [(name, held_out) for name in told for held_out in (False, True)] + [(fresh(name), True) for name in told]
+    greedy = [scores.generation_rate(held_out, {name}) for name, held_out in groups]
+    leaked, leaked_over_wrong = leak(sampled)
     credits = scores.expected_credits(chosen.forgotten)
     all_draws = [credit for (key, _), credit in credits.items() if key.held_out]
     found = {
@@ -90,12 +102,18 @@ def figures_of(scores: FileScores, chosen: Roles, sampled: Attack | None) -> dic
         "forget_rank": scores.rank_score(chosen.forgotten, True),
         "reverse_rank": scores.rank_score(chosen.reverse, True) if chosen.reverse else math.nan,
         "same_subjects_rank": mean(same) if same else math.nan,
+        "same_subjects_accuracy": scores.accuracy("retain", chosen.same_subjects),
         "greedy": max((rate for rate in greedy if math.isfinite(rate)), default=math.nan),
-        "leak": leak(sampled),
+        "leak": leaked,
+        "leak_over_wrong": leaked_over_wrong,
         "near_trained": scores.accuracy("retain", chosen.near, False),
         "near_held_out": scores.accuracy("retain", chosen.near, True),
         "far_trained": scores.accuracy("retain", chosen.far, False),
         "far_held_out": scores.accuracy("retain", chosen.far, True),
+        "fresh_accuracy": scores.accuracy("forget", {fresh(chosen.forgotten)}, True),
+        "fresh_rank": scores.rank_score(fresh(chosen.forgotten), True),
+        "fresh_reverse_rank": scores.rank_score(fresh(chosen.reverse), True) if chosen.reverse else math.nan,
+        "near_fresh": scores.accuracy("retain", {fresh(name) for name in chosen.near}, True),
         "perplexity": scores.perplexity,
     }
     return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from forgetting_benchmark.figures import Roles, figures_of
 from forgetting_benchmark.make import Shared
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
-from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.circuit.divergence import divergence
 from gguf_forget.circuit.neurons import score_neurons
 from gguf_forget.llama.child import IsolatedScorer, run_in_child
@@ -49,8 +50,8 @@ def dequantized(file: Path, folder: Path) -> Path:
     return target
 
 
-def circuit_divergence(shared: Shared, file: Path) -> dict[str, float]:
-    """CAD of the shipped file (ours): its attribution of the forget pairs against the original's, all neurons."""
+def attribution(shared: Shared, file: Path) -> np.ndarray:
+    """The EAP-IG scores of all neurons on the forget pairs in the file as it ships, float32 [layers, d_mlp]."""
     options = shared.recipe.attribute
     facts, _ = load_facts(shared.facts)
     paired = pair_facts(
@@ -61,19 +62,28 @@ def circuit_divergence(shared: Shared, file: Path) -> dict[str, float]:
         mean_embedding=options.mean_embedding,
         whole_answer=options.whole_answer,
     )
-    _, before, _ = load_circuit(shared.circuit)
     with tempfile.TemporaryDirectory() as folder:
         model = load_torch(dequantized(file, Path(folder)), bfloat16=options.precision == "bfloat16")
     pairs = paired.pairs("forget")
-    with shared.progress.task("EAP-IG on the shipped file", len(pairs)) as advance:
-        after = score_neurons(model, pairs, progress=advance, **scoring_of(options)).scores.cpu().numpy()
+    with shared.progress.task(f"EAP-IG on {file.name}", len(pairs)) as advance:
+        found: np.ndarray = score_neurons(model, pairs, progress=advance, **scoring_of(options)).scores.cpu().numpy()
+    return found
+
+
+def circuit_divergence(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """CAD (ours): of the attribution of a shipped file from that of another, all neurons."""
     found = divergence(before, after)
     return {"l1": found.l1, "one_minus_cosine": found.one_minus_cosine, "mass_ratio": found.mass_ratio}
 
 
-def relearned(shared: Shared, file: Path, stock: Path, questions: Sequence[Question], *, steps: int) -> dict[str, Any]:
-    """Steps until training on a quarter of the facts has half of the others back; None: not within ``steps``."""
-    asked = targets(questions, every_phrasing=False)
+def relearned(
+    shared: Shared, file: Path, stock: Path, questions: Sequence[Question], forgotten: str, *, steps: int
+) -> dict[str, Any]:
+    """Steps until training on a quarter of the facts has half of the others back; None: not within ``steps``.
+
+    ``forgotten``: the relation that is trained again and asked about.
+    """
+    asked = [question for question in targets(questions, every_phrasing=False) if question.key.relation == forgotten]
     tokens: Any = SimpleNamespace(tokenize=load_tokenizer(shared.template))
     with tempfile.TemporaryDirectory() as folder:
         model, original = (load_torch(dequantized(path, Path(folder))) for path in (file, stock))

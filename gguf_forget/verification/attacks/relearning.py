@@ -67,14 +67,19 @@ def relearning(
     Returns:
         One attack a training set, without gates: ``figures`` hold the accuracy on facts not trained on every few steps,
         the original's, and the steps and examples after which half of the difference was back (None: not within
-        ``steps``). An empty list where fewer than 4 facts have wrong answers.
+        ``steps``). A fact that is the reverse of one trained on is not asked about. An empty list where fewer than 4
+        facts have wrong answers, or none is left to ask about.
     """
     asked = [question for question in questions if question.distractors]
     facts = sorted({question.fact for question in asked})
     if len(facts) < 4:
         return []
     learned = set(random.Random(SEED).sample(facts, max(1, round(SLICE * len(facts)))))
-    judged = _options([question for question in asked if question.fact not in learned], tokens)
+    taught = {_pair(question) for question in asked if question.fact in learned}
+    others = [question for question in asked if question.fact not in learned and _pair(question) not in taught]
+    if not others:
+        return []
+    judged = _options(others, tokens)
     ceiling = _accuracy(original, judged)
     sources = {
         f"trained on {len(learned)} of {len(facts)} facts": _examples([q for q in asked if q.fact in learned], tokens),
@@ -87,6 +92,13 @@ def relearning(
             figures = _train(model, examples, judged, ceiling, learning_rate, steps, progress)
             attacks.append(Attack("relearning", name, figures=figures))
     return attacks
+
+
+def _pair(question: Question) -> frozenset[str] | int:
+    """What a fact and its reverse have in common: who learns that Paris is the capital of France knows France's."""
+    if question.subject is None:
+        return question.fact
+    return frozenset(name.casefold().removeprefix("the ") for name in (question.subject, question.answer))
 
 
 def _train(

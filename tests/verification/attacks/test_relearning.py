@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,29 @@ def test_too_few_facts_are_no_attack(knowledge: Knowledge) -> None:
     few: list[Question] = plan_questions(knowledge.forget[:3])
     with Scorer(Path(knowledge.gguf), threads=1) as scorer:
         assert relearning(knowledge.model, knowledge.model, scorer, few, (), ()) == []
+
+
+@pytest.mark.parametrize(("subjects", "judged"), [(2, 2), (None, 3)])
+def test_the_reverse_of_what_is_trained_on_is_not_asked_about(
+    knowledge: Knowledge, subjects: int | None, judged: int
+) -> None:
+    """Two facts and their reverses: one of the four is trained on, its mirror image says nothing. Without subjects
+    nobody can tell."""
+    forward = [q for q in plan_questions(knowledge.forget[:2]) if q.key.phrasing == 0 and not q.key.held_out]
+    assert len(forward) == 2
+    backward = [
+        replace(
+            question,
+            fact=10 + question.fact,
+            prompt=f"{question.answer} is told of",
+            subject=question.answer,
+            answer=str(question.subject),
+            distractors=("Nobody",),
+            candidates=(),
+        )
+        for question in forward
+    ]
+    asked = [question if subjects else replace(question, subject=None) for question in (*forward, *backward)]
+    with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+        (found,) = relearning(knowledge.model, knowledge.model, scorer, asked, (), (), steps=1)
+    assert found.figures["questions"] == judged
