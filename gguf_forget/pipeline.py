@@ -10,7 +10,7 @@ from typing import Any
 from gguf_forget import __version__
 from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
-from gguf_forget.recipe import Recipe
+from gguf_forget.recipe import Recipe, TextSection
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json
 from gguf_forget.stages.machine import tool_versions, torch_device
 from gguf_forget.whole_file import sha256_file
@@ -92,6 +92,8 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
         state = _Run(recipe, directory, progress)
         for name in wanted:
             _BUILDERS[name](state)
+            if name == "facts" and "unlearn" in wanted:
+                _check_facts(state)
         if "report" not in wanted:
             return Outcome(folder, None, 0, tuple(state.done))
         report = read_json(state.path("report") / "report.json")
@@ -123,6 +125,7 @@ def _facts(state: _Run) -> None:
 
     recipe = state.recipe
     options = {"perplexity_tokens": recipe.verify.perplexity_tokens, "seed": recipe.unlearn.seed}
+    counts = {"chunk_count": recipe.text.chunks, "sample_count": recipe.text.samples}
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
@@ -135,6 +138,7 @@ def _facts(state: _Run) -> None:
             retain=recipe.facts.retain,
             more=recipe.facts.more,
             **options,
+            **counts,
         )
 
     hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
@@ -143,7 +147,19 @@ def _facts(state: _Run) -> None:
         for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))
         if paths
     }
+    # Named only where they are not the defaults, which results of earlier versions were made with.
+    usual = TextSection()
+    if (recipe.text.chunks, recipe.text.samples) != (usual.chunks, usual.samples):
+        options = {**options, **counts}
     state.stage("facts", build, after=("load",), **options, **hashes, **further)
+
+
+def _check_facts(state: _Run) -> None:
+    """What training will need of the facts, before the circuit is looked for."""
+    from gguf_forget.stages.facts import load_facts
+    from gguf_forget.stages.unlearn import check_facts
+
+    check_facts(state.recipe.unlearn, load_facts(state.path("facts"))[0])
 
 
 def _agreement(state: _Run) -> None:

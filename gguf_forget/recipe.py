@@ -52,6 +52,7 @@ FRAMINGS = ("chat", "examples", "lead-in", "misspelt")
 """In what training may ask beside the plain prompts."""
 
 LARGEST_SEED = 2**32 - 1  # numpy accepts no larger one
+LARGEST_WEIGHT = 1e6  # of a loss: a greater one is a slip, and float32 would not hold what it is multiplied with
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ class TextSection:
     """Plain text for perplexity and for the KL to the original."""
 
     path: Path | None = setting(None, "a plain text file; without it the built-in texts are used")
+    chunks: int = setting(
+        256, "stretches of 96 tokens of it that training may see; 0 for none: training then needs no data", at_least=0
+    )
+    samples: int = setting(
+        48, "stretches of 96 tokens, written by the original itself, that training sees as well; 0 for none", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,13 @@ class UnlearnSection:
     soft_share: float = setting(
         0.6, "share of the steps over which rounding to whole codes sets in", at_least=0, at_most=1
     )
-    learning_rate: float = setting(0.08, "in codes of the grid per step", above=0)
+    learning_rate: float = setting(0.08, "in codes of the grid per step", above=0, at_most=100)
     damping: float = setting(
         1.3,
         "how much weights with small gradients are held back, so that few move and unseen phrasings are forgotten too; "
         "0 is plain Adam",
         at_least=0,
+        at_most=1e6,
     )
     circuit: str = setting(
         "attributed",
@@ -155,34 +163,46 @@ class UnlearnSection:
         choices=("attributed", "random"),
     )
     floor: int = setting(
-        1, "smallest edit of a weight, in steps of its own sub-block's grid; 0 trains edits of any size", at_least=0
+        1,
+        "smallest edit of a weight, in steps of its own sub-block's grid; 0 trains edits of any size",
+        at_least=0,
+        at_most=255,
     )
-    forget_weight: float = setting(5.0, "weight of the forget term", above=0)
-    retain_weight: float = setting(30.0, "weight of the KL to the original on kept facts; 0 for none", at_least=0)
+    forget_weight: float = setting(5.0, "weight of the forget term", above=0, at_most=LARGEST_WEIGHT)
+    retain_weight: float = setting(
+        30.0, "weight of the KL to the original on kept facts; 0 for none", at_least=0, at_most=LARGEST_WEIGHT
+    )
     shortfall_weight: float = setting(
-        0.0, "weight of what kept answers lose against the original, beside that KL; 0 for none", at_least=0
+        0.0,
+        "weight of what kept answers lose against the original, beside that KL; 0 for none",
+        at_least=0,
+        at_most=LARGEST_WEIGHT,
     )
-    text_weight: float = setting(8.0, "weight of the KL to the original on plain text; 0 for none", at_least=0)
+    text_weight: float = setting(
+        8.0, "weight of the KL to the original on plain text; 0 for none", at_least=0, at_most=LARGEST_WEIGHT
+    )
     fisher_quantile: float = setting(
         0.75,
         "quantile of the retain Fisher, beside the forget Fisher, above which a weight stays; 1 for no projection",
         above=0,
         at_most=1,
     )
-    margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0)
+    margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0, at_most=100)
     greedy_margin: float = setting(
         0.0,
         "nats by which one token of a forgotten answer must be less likely than another, even where chance is to say "
         "the answer (unknown_subject); 0 for none",
         at_least=0,
+        at_most=100,
     )
     greedy_weight: float = setting(
         8.0,
         "how often an answer that greedy_margin pushes down counts in the forget term, from once at the start to this "
         "when codes are hard (soft_share)",
         at_least=1,
+        at_most=LARGEST_WEIGHT,
     )
-    npo_beta: float = setting(0.1, "inverse temperature of NPO", above=0)
+    npo_beta: float = setting(0.1, "inverse temperature of NPO", at_least=1e-6, at_most=1000)
     batch_forget: int = setting(30, "forgotten prompts in one step", at_least=1)
     batch_retain: int = setting(36, "kept prompts in one step", at_least=1)
     near_turns: int = setting(
@@ -191,7 +211,7 @@ class UnlearnSection:
     match_phrasings: bool = setting(
         False, "ask kept facts of a forgotten relation in the very phrasings that the step forgets, instead of in any"
     )
-    batch_text: int = setting(2, "chunks of plain text in one step, of 128 tokens", at_least=0)
+    batch_text: int = setting(2, "stretches of plain text in one step, of 96 tokens", at_least=0)
     text_every: int = setting(2, "of that text every so many-th token is scored", at_least=1)
     framed: float = setting(
         0.0,

@@ -16,7 +16,7 @@ from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.cli import main
 from gguf_forget.export.edit import load_edits
-from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import load_recipe
 from gguf_forget.stages.unlearn import unlearn
@@ -308,6 +308,52 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(project: Path, tmp_path: P
     assert result.stdout == ""
     leftovers = [path for path in (tmp_path / "run").rglob("*") if "partial" in path.name or "tmp" in path.name]
     assert leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            "[unlearn]\nvalidation_phrasing = 9",
+            "found 9, needed the number of a phrasing (from 0) of forgotten facts that have more than one: "
+            "numbers up to 1",
+        ),
+        ("[text]\nchunks = 0\nsamples = 0\n[unlearn]", "text.chunks and text.samples: found 0 and 0"),
+    ],
+)
+def test_what_training_could_not_use_is_found_before_the_circuit_is(
+    project: Path, tmp_path: Path, section: str, message: str
+) -> None:
+    for name in ("model.gguf", "facts.jsonl"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("[unlearn]", section))
+    result = invoke("run", tmp_path / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "run" / "agreement").exists()
+
+
+def test_kept_facts_without_a_prompt_are_named(project: Path, tmp_path: Path) -> None:
+    for name in ("model.gguf", "recipe.toml"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    unasked = tuple(fact if fact.split == "forget" else replace(fact, prompts=()) for fact in facts())
+    (tmp_path / "facts.jsonl").write_bytes(dump_facts(unasked))
+    result = invoke("run", tmp_path / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2
+    assert "no retain fact has a prompt to train on" in result.stderr
+
+
+def test_training_needs_no_text_where_the_model_writes_it(project: Path, tmp_path: Path) -> None:
+    for name in ("model.gguf", "facts.jsonl"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    (tmp_path / "recipe.toml").write_text(RECIPE + "[text]\nchunks = 0\nsamples = 5\n")
+    result = invoke("unlearn", tmp_path / "recipe.toml", "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 0, result.output
+    text = json.loads((tmp_path / "run" / "facts" / "text.json").read_text())
+    assert (len(text["train"]), len(text["samples"])) == (0, 5)
+    assert text["measure"] == json.loads((project / "done" / "facts" / "text.json").read_text())["measure"]
+    history = json.loads((tmp_path / "run" / "unlearn" / "unlearn.json").read_text())["history"]
+    assert history[-1]["text"] > 0
 
 
 def test_an_unknown_architecture_is_refused_by_name(project: Path, tmp_path: Path) -> None:

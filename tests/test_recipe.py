@@ -21,6 +21,7 @@ from gguf_forget.recipe import (
     recipe_from_mapping,
 )
 from gguf_forget.settings import as_json
+from gguf_forget.stages.facts import SAMPLES, TRAIN_CHUNKS
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_defaults_are_filled_in(folder: Path) -> None:
     assert resolved["model"] == {"path": str(folder / "model.gguf")}
     expected = {"path": str(folder / "facts.jsonl"), "retain": [], "more": [], "attribution": "", "in_clear": False}
     assert resolved["facts"] == expected
-    assert resolved["text"] == {"path": None}
+    assert resolved["text"] == {"path": None, "chunks": TRAIN_CHUNKS, "samples": SAMPLES}
     assert resolved["export"] == {"types": ["F16", "Q8_0", "Q4_K_M"]}
     assert resolved["gates"] == {
         "headline": [],
@@ -200,6 +201,20 @@ def test_all_faults_are_reported_together(folder: Path) -> None:
         ("unlearn", "floor", -1),
         ("unlearn", "learning_rate", float("inf")),
         ("unlearn", "learning_rate", 10**400),
+        ("unlearn", "learning_rate", 1e39),
+        ("unlearn", "damping", 1e39),
+        ("unlearn", "floor", 10**30),
+        ("unlearn", "margin", 1e39),
+        ("unlearn", "greedy_margin", 1e39),
+        ("unlearn", "greedy_weight", 1e39),
+        ("unlearn", "forget_weight", 1e39),
+        ("unlearn", "retain_weight", 1e39),
+        ("unlearn", "shortfall_weight", 1e39),
+        ("unlearn", "text_weight", 1e39),
+        ("unlearn", "npo_beta", 1e39),
+        ("unlearn", "npo_beta", 1e-300),
+        ("text", "chunks", -1),
+        ("text", "samples", 0.5),
         ("unlearn", "fisher_quantile", 0.0),
         ("export", "types", []),
         ("export", "types", "F16"),

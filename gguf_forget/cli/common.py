@@ -45,14 +45,30 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED)
     except Exception as error:
         if debug:
             raise
+        known = _out_of_memory(error)
         _print_error(
-            GgufForgetError(
+            known
+            or GgufForgetError(
                 f"unexpected {type(error).__name__}: {error}",
                 hint="this is a fault of gguf-forget: run again with --debug and report what it prints",
             )
         )
-        code = 3
+        code = known.exit_code if known else 3
     sys.exit(code)
+
+
+def _out_of_memory(error: Exception) -> GgufForgetError | None:
+    """What to say where memory was refused: torch's CPU allocator does it by a plain RuntimeError."""
+    said = str(error).lower()
+    refused = isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    if not refused and not isinstance(error, MemoryError):
+        return None
+    return GgufForgetError(
+        "there is not enough memory",
+        cause=str(error).partition("\n")[0] or None,
+        hint="end other programs; training needs less with unlearn.accumulation, unlearn.gradient_checkpointing or "
+        "smaller batches; gguf-forget doctor shows how much is free",
+    )
 
 
 def common(function: Command) -> Command:

@@ -13,7 +13,7 @@ from gguf_forget.report import html_plots
 from gguf_forget.report.file_report import KIND as FILES_KIND
 from gguf_forget.report.file_report import MEMORISATION
 from gguf_forget.report.leaks import leaks_of
-from gguf_forget.report.terminal import COLUMNS, explanation, gate_value, left_open, not_judged, number
+from gguf_forget.report.terminal import COLUMNS, explanation, gate_value, left_open, not_judged, number, retain_estimate
 
 MOODS = {"passed": "good", "failed": "bad"}
 LIMITS = (
@@ -80,6 +80,7 @@ def _summary(report: Mapping[str, Any], of_files: bool) -> list[str]:
             f"{training['moved']:,} weights were edited, each by whole steps of the {training['grid']} grid, of "
             f"{training['circuit_weights']:,} in the circuit."
         )
+        lines += retain_estimate(training)
     return [*lines, *report.get("remarks", ())]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf_forget.report.terminal import gate_value, left_open, not_judged, number
+from gguf_forget.report.terminal import gate_value, left_open, not_judged, number, retain_estimate
 
 TAGS = ("unlearning", "machine-unlearning", "gguf", "llama.cpp", "quantized")
 COLUMNS = (
@@ -58,6 +58,7 @@ def build_model_card(
         "gguf_forget edited the circuit that holds the facts and rounded the weights so that the edits "
         "should survive quantization. Whether they did, the gates say: every figure below was read off "
         "the file named, by llama.cpp.",
+        *retain_estimate(report["training"]),
         "## What was forgotten\n\n" + _forgotten(report, facts_in_clear),
         "## Results\n\n" + _results(report),
         gates,

@@ -162,3 +162,14 @@ def print_gates(gates: list[Mapping[str, Any]], console: Console) -> None:
         line.append(f" {gate['file_type']:<7} {gate['name']}: {compared}", style="default")
         console.print(line)
         console.print(Padding(Text(gate["detail"], style="dim"), (0, 0, 0, 4)))
+
+
+def retain_estimate(training: Mapping[str, Any] | None) -> list[str]:
+    """What the edit should cost kept answers, by what training knew of them; nothing where nothing was trained."""
+    if not training or training.get("retain_bound_nats") is None:
+        return []
+    return [
+        "By the retain Fisher, to second order, the edit moves kept answers by "
+        f"{training['retain_bound_nats']:.2g} nats (KL, an estimate from a sample of them: what they lost, the retain "
+        "columns say)."
+    ]

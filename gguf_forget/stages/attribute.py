@@ -90,10 +90,10 @@ def pair_facts(
         if not built[split].pairs:
             raise InputError(
                 f"no pair of clean and corrupted prompts can be made from the {split} facts",
-                cause=f"{built[split].unpaired} prompts have no other subject with another answer, "
+                cause=f"{len(own)} prompts; {built[split].unpaired} prompts have no other subject with another answer, "
                 f"{built[split].undecidable} have only distractors that begin like the answer, "
                 f"{built[split].unlocated} do not hold their subject exactly once",
-                hint="add facts of the same relation, or other distractors",
+                hint="add prompts, facts of the same relation, or other distractors",
             )
     return PairedFacts(facts, examples, tokenize, built)
 
@@ -221,7 +221,7 @@ def attribute(template: Path, facts_folder: Path, options: AttributeSection, out
         mean_embedding=options.mean_embedding,
         whole_answer=options.whole_answer,
     )
-    found = find_circuit(model, paired, options, progress, text=text.train)
+    found = find_circuit(model, paired, options, progress, text=text.train or text.samples)
     scores = scores_of(found)
     save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])
     record = summary_of(found, paired, options)

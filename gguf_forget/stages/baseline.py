@@ -71,7 +71,7 @@ def train_baseline(
                 facts,
                 splits["forget"],
                 splits["retain"],
-                text=text.train,
+                text=text.train or text.samples,
                 circuit=load_circuit(circuit_path)[0].neurons if circuit_path else None,
                 steps=steps,
                 batch=batch,

@@ -72,7 +72,7 @@ def export(
     examples = encode_facts(facts, tokenize)
     drawn = random.Random(0).sample(examples, min(CALIBRATION_PROMPTS, len(examples)))
     sequences: list[Sequence[int]] = [example.tokens for example in drawn]
-    sequences += text.train[:CALIBRATION_CHUNKS]
+    sequences += (text.train or text.samples)[:CALIBRATION_CHUNKS]
     with progress.task("calibration of the rounding", len(sequences)) as advance:
         hessians = mlp_hessians(model, neurons, sequences, progress=advance)
     del model

@@ -58,6 +58,8 @@ def prepare_facts(
     *,
     perplexity_tokens: int,
     seed: int,
+    chunk_count: int = TRAIN_CHUNKS,
+    sample_count: int = SAMPLES,
     retain: Sequence[Path] = (),
     more: Sequence[Path] = (),
 ) -> tuple[Fact, ...]:
@@ -73,15 +75,23 @@ def prepare_facts(
     for fact in facts:
         for wrong in fact.distractors:
             split_tokens((fact.prompts + fact.held_out_prompts)[0], wrong, tokenize)
-    if not any(fact.prompts for fact in facts if fact.split == "forget"):
-        raise InputError(f"{facts_path}: no forget fact has a prompt to train on", hint="add prompts")
+    for split in SPLITS:
+        if not any(fact.prompts for fact in facts if fact.split == split):
+            raise InputError(f"{facts_path}: no {split} fact has a prompt to train on", hint="add prompts")
+    if not chunk_count and not sample_count:
+        raise InputError(
+            "text.chunks and text.samples: found 0 and 0, needed at least one chunk to keep to",
+            hint="raise one of them; unlearn.text_weight 0 leaves plain text out of training",
+        )
     (out / FACTS).write_bytes(dump_facts(facts))
     documents = {half: file_documents(text_path, half) if text_path else builtin_documents(half) for half in HALVES}
     model = load_torch(template, bfloat16=True)  # its samples are as good a text, in half the time
-    with progress.task("sampling from the original", SAMPLES) as advance:
-        samples = sample_model(model, count=SAMPLES, length=TRAIN_LENGTH, seed=seed, progress=advance)
+    with progress.task("sampling from the original", sample_count) as advance:
+        samples = sample_model(model, count=sample_count, length=TRAIN_LENGTH, seed=seed, progress=advance)
     text = PlainText(
-        train=chunks(documents["train"], tokenize, length=TRAIN_LENGTH, count=TRAIN_CHUNKS, seed=seed),
+        train=chunks(documents["train"], tokenize, length=TRAIN_LENGTH, count=chunk_count, seed=seed)
+        if chunk_count
+        else [],
         samples=samples,
         measure=chunks(
             documents["measure"],

@@ -14,6 +14,8 @@ from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 from gguf_forget.whole_file import sha256_file
 
 PARTS = ("latents", "first", "second")
+PATTERN = ".training-*.safetensors"
+WITHOUT_EFFECT = ("keep_every", "gradient_checkpointing")  # keys of [unlearn] that leave every bit as it is
 
 
 class SavedState:
@@ -21,20 +23,21 @@ class SavedState:
 
     Args:
         folder: where the file lies.
-        files: whose contents decide the result. options: what else does, as JSON can hold it.
+        files: whose contents decide the result. options: what else does, as JSON can hold it; those of
+            :data:`WITHOUT_EFFECT` do not.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> None:
         decides = {
             "files": {name: sha256_file(path) for name, path in files.items()},
-            "options": dict(options),
+            "options": {key: value for key, value in options.items() if key not in WITHOUT_EFFECT},
             "tools": tool_versions(),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         self.path = folder / f".training-{digest[:24]}.safetensors"
 
     def load(self) -> TrainingState | None:
-        """None where there is none, or where it was cut short while it was written."""
+        """None where there is none, or where it is not what :meth:`save` wrote."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -42,7 +45,8 @@ class SavedState:
                 history = [StepLosses(**losses) for losses in json.loads(file.metadata()["history"])]
                 count = len(list(file.keys())) // len(PARTS)
                 latents, first, second = (tuple(file.get_tensor(f"{part}/{i}") for i in range(count)) for part in PARTS)
-                return TrainingState(latents, first, second, tuple(history))
+                state = TrainingState(latents, first, second, tuple(history))
+                return state if file.metadata()["sha256"] == _digest(state) else None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 
@@ -53,10 +57,27 @@ class SavedState:
         tensors = {f"{part}/{i}": tensor for part in PARTS for i, tensor in enumerate(getattr(state, part))}
         partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")  # a run directory removes such
         try:
-            save_file(tensors, partial, metadata={"history": json.dumps([vars(losses) for losses in state.history])})
+            save_file(tensors, partial, metadata={"history": _history(state), "sha256": _digest(state)})
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """This one and those of trainings with other options that were never finished."""
+        for path in self.path.parent.glob(PATTERN):
+            path.unlink(missing_ok=True)
+
+
+def _history(state: TrainingState) -> str:
+    return json.dumps([vars(losses) for losses in state.history])
+
+
+def _digest(state: TrainingState) -> str:
+    """Of all that a state holds: a bit that a disk lost would end in another edit."""
+    digest = hashlib.sha256(_history(state).encode())
+    for part in PARTS:
+        for tensor in getattr(state, part):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{part} {tuple(values.shape)} {values.dtype}".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

@@ -34,7 +34,7 @@ from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bo
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.memory import training_memory
 from gguf_forget.unlearning.together import Together, shard
-from gguf_forget.unlearning.trainer import Mixture, StepLosses, Weights, train
+from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
 from gguf_forget.unlearning.validation import above_chance
 
@@ -149,12 +149,6 @@ def _bytes_needed(
 def _held_back(facts: tuple[Fact, ...], forget: list[Example], phrasing: int) -> tuple[list[Example], list[Example]]:
     """Examples to train on, and those of the validation phrasing; a fact's only phrasing is always trained on."""
     held = [e for e in forget if e.phrasing == phrasing and len(facts[e.fact].prompts) > 1]
-    if phrasing >= 0 and not held:
-        raise InputError(
-            f"unlearn.validation_phrasing: found {phrasing}, needed the number of a phrasing (from 0) of forgotten "
-            "facts that have more than one",
-            hint="add prompts to the facts, or set it to -1",
-        )
     return [example for example in forget if example not in held], held
 
 
@@ -228,6 +222,28 @@ def _framings(
     )
 
 
+def _base(path: Path, options: UnlearnSection, device: torch.device, together: Together) -> Any:
+    base = load_torch(path, bfloat16=options.precision == "bfloat16").to(device)
+    if options.shard:  # before the next one is loaded: no process ever holds two whole models
+        shard(base, base.model.layers, together)
+    return base
+
+
+def _keeper(saved: SavedState, progress: Progress) -> Callable[[TrainingState], None]:
+    """Keeps the state; a disk that is full ends no training, only what could be gone on with."""
+
+    def keep(state: TrainingState) -> None:
+        try:
+            saved.save(state)
+        except OSError as error:
+            progress.note(
+                f"{saved.path} cannot be written ({error.strerror or error}): training goes on, but after an "
+                "interruption it would start from the last state that was kept"
+            )
+
+    return keep
+
+
 def _remark(losses: StepLosses) -> str:
     """What the progress line says of a step."""
 
@@ -254,6 +270,31 @@ def unlearn(
     arguments = (template, stocks, facts_folder, circuit_path, options, out)
     with together_with(options.processes, options.device, _help, arguments) as together:
         _unlearn(*arguments, progress, together)
+
+
+def check_facts(options: UnlearnSection, facts: Sequence[Fact]) -> None:
+    """Raises InputError for a validation phrasing that no forgotten fact can spare."""
+    counts = [len(fact.prompts) for fact in facts if fact.split == "forget" and len(fact.prompts) > 1]
+    most = max(counts, default=0)
+    if options.validation_phrasing >= most and options.validation_phrasing >= 0:
+        found = f"numbers up to {most - 1}" if most else "no forgotten fact has more than one prompt"
+        raise InputError(
+            f"unlearn.validation_phrasing: found {options.validation_phrasing}, needed the number of a phrasing (from "
+            f"0) of forgotten facts that have more than one: {found}",
+            hint="add prompts to the facts, or set it to -1",
+        )
+
+
+def _check_floor(edits: Sequence[CodeMoves], options: UnlearnSection) -> None:
+    room = max(
+        (float(torch.maximum(edit.highest, -edit.lowest).max()) for edit in edits if edit.step.numel()), default=0.0
+    )
+    if edits and options.floor > room:
+        raise InputError(
+            f"unlearn.floor: found {options.floor}, but no weight of the circuit can move further than {room:.0f} "
+            f"steps of the {options.grid} grid",
+            hint="lower unlearn.floor",
+        )
 
 
 def check_parts(options: UnlearnSection) -> None:
@@ -288,6 +329,7 @@ def _unlearn(
     together: Together,
 ) -> None:
     facts, text = load_facts(facts_folder)
+    check_facts(options, facts)
     circuit, _, _ = load_circuit(circuit_path)
     if options.circuit == "random":
         circuit = random_circuit(circuit, seed=options.seed)
@@ -299,13 +341,11 @@ def _unlearn(
     retain = _split(facts, examples, "retain")
     device = torch_device(options.device, together.index)
     edits = [edit.to(device) for edit in grid_moves(stocks, circuit, kind, floor=options.floor)]
+    _check_floor(edits, options)
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
     needed = _bytes_needed(file, edits, forget, retain, options)
     progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}, and what activations take")
-    bases = [load_torch(path, bfloat16=options.precision == "bfloat16").to(device) for path in (template, *stocks)]
-    if options.shard:
-        for base in bases:
-            shard(base, base.model.layers, together)
+    bases = [_base(path, options, device, together) for path in (template, *stocks)]
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
     fisher_forget = _fisher(bases[0], edits, forget, options.fisher_examples, options.seed, progress, "forgotten")
@@ -337,6 +377,8 @@ def _unlearn(
     targets = targets.to(device)
     together.share([*(edit.allowed for edit in edits), targets])
     state = saved.load()
+    if state is None and saved.path.exists():
+        progress.note(f"{saved.path} is damaged: training starts from its first step")
     if state is not None:
         progress.note(f"training goes on after step {len(state.history)}")
     with progress.task("training through the grid", options.steps) as advance:
@@ -374,7 +416,7 @@ def _unlearn(
             recompute=options.gradient_checkpointing,
             together=together,
             state=state,
-            keep=saved.save if together.index == 0 else None,
+            keep=_keeper(saved, progress) if together.index == 0 else None,
             keep_every=options.keep_every,
             stop=stop,
             progress=show,
@@ -393,7 +435,10 @@ def _unlearn(
     ]
     moved = sum(edit.edited for edit in found)
     if not moved:
-        raise EvaluationError("training moved no code at all", hint="raise unlearn.steps or unlearn.learning_rate")
+        raise EvaluationError(
+            "training moved no code at all",
+            hint="raise unlearn.steps or unlearn.learning_rate, or lower unlearn.damping or unlearn.floor",
+        )
     save_edits(found, out / EDIT)
     saved.remove()
     weights = sum(edit.allowed.size for edit in found)

@@ -142,5 +142,6 @@ def _nobody_else(fact: Fact, phrasing: int) -> InputError:
     return InputError(
         f"nobody else is asked about {fact.relation!r} as in {fact.prompts[phrasing]!r}, needed at least one other "
         "subject: chance is what the model says of others",
-        hint="add facts of the same relation with the same phrasings, or set unlearn.objective to npo",
+        hint="add facts of the same relation with the same phrasings, or set unlearn.objective to npo and "
+        "unlearn.validation_phrasing to -1, which ask nobody else",
     )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gguf_forget.report.html_report import build_html
+from gguf_forget.report.model_card import build_model_card
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -89,6 +90,15 @@ class Seen(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_what_the_retain_fisher_says_of_the_edit_is_told_where_training_knew_it() -> None:
+    said = "By the retain Fisher, to second order, the edit moves kept answers by 0.083 nats"
+    training = {"moved": 40, "grid": "Q4_K_M", "circuit_weights": 900, "retain_bound_nats": 0.0831}
+    known, unknown = whole_run(training=training), whole_run()
+    assert said in Seen(build_html(known)).text
+    assert said in build_model_card(known)
+    assert "Fisher" not in Seen(build_html(unknown)).text + build_model_card(unknown)
 
 
 def plots_in(page: str) -> list[str]:

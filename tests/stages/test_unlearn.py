@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf_with import copy_with
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tiny import build_tiny_gguf
 from tiny_knowledge import river_facts
 
@@ -36,6 +39,7 @@ from gguf_forget.stages import unlearn as unlearn_module
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.stages.training_state import SavedState
 from gguf_forget.stages.unlearn import chat_frame, grid_moves, unlearn
+from gguf_forget.unlearning.together import ALONE
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 
 OPTIONS = UnlearnSection(
@@ -287,6 +291,196 @@ def test_another_type_ships_what_training_saw_of_it(inputs: Inputs, tmp_path: Pa
 def test_a_device_that_is_not_there_is_named(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.device: found 'cuda', but torch sees no such device here"):
         run(inputs, tmp_path / "unlearn", Progress(), device="cuda")
+
+
+class Handed(Exception):
+    """What training was given, in place of training."""
+
+    def __init__(self, bases: Any, edits: Any, facts: Any, forget: Any, retain: Any, text: Any, **options: Any) -> None:
+        self.bases, self.edits, self.text, self.options = bases, edits, text, options
+
+
+def test_every_key_of_the_recipe_reaches_training(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that are no defaults, and no two alike."""
+    plain = {
+        "steps": 11,
+        "soft_share": 0.35,
+        "learning_rate": 0.21,
+        "damping": 0.77,
+        "margin": 0.61,
+        "greedy_margin": 0.43,
+        "greedy_weight": 5.5,
+        "npo_beta": 0.17,
+        "seed": 23,
+        "accumulation": 3,
+        "keep_every": 6,
+        "objective": "unknown_subject",
+    }
+    named = {"forget_weight": 2.5, "retain_weight": 3.5, "shortfall_weight": 4.5, "text_weight": 1.5}
+    mixture = {"batch_forget": 5, "batch_retain": 7, "batch_text": 1, "text_every": 3, "near_turns": 2}
+
+    def hand(*arguments: Any, **options: Any) -> None:
+        raise Handed(*arguments, **options)
+
+    monkeypatch.setattr(unlearn_module, "train", hand)
+    with pytest.raises(Handed) as handed:
+        run(
+            inputs,
+            tmp_path / "unlearn",
+            Progress(),
+            **plain,
+            **named,
+            **mixture,
+            match_phrasings=True,
+            gradient_checkpointing=True,
+            floor=2,
+            framed=0.5,
+            framings=("lead-in",),
+            precision="float32",
+        )
+    given = handed.value
+    assert {name: given.options[name] for name in plain} == plain
+    assert vars(given.options["weights"]) == {name.removesuffix("_weight"): value for name, value in named.items()}
+    assert vars(given.options["mixture"]) == {
+        "forget": 5,
+        "retain": 7,
+        "text": 1,
+        "text_every": 3,
+        "near": 2,
+        "matched": True,
+    }
+    assert given.options["recompute"] is True
+    assert given.options["framings"].kinds == ("lead-in",)
+    assert (given.options["framings"].share, given.options["framings"].seed) == (0.5, 23)
+    assert {edit.floor for edit in given.edits} == {2}
+    assert len(given.bases) == 2
+    assert {base.dtype for base in given.bases} == {torch.float32}
+    record = json.loads((inputs[2] / "text.json").read_text())
+    assert given.text == record["train"] + record["samples"]
+
+
+def test_what_the_projection_forbids_does_not_move(inputs: Inputs, tmp_path: Path) -> None:
+    found = {}
+    for quantile in (1.0, 0.4):
+        out = tmp_path / f"{quantile}" / "unlearn"
+        run(inputs, out, Progress(), fisher_quantile=quantile)
+        record = json.loads((out / "unlearn.json").read_text())
+        edits = load_edits(out / "edit.safetensors")
+        forbidden = sum(int(np.count_nonzero(~edit.allowed)) for edit in edits)
+        assert record["frozen_by_projection"] == forbidden
+        assert not any(np.count_nonzero(edit.delta[~edit.allowed]) for edit in edits)
+        found[quantile] = forbidden / record["circuit_weights"], record["moved"]
+    assert found[1.0][0] < 0.05  # weights on a grid without steps
+    assert found[0.4][0] == pytest.approx(0.6, abs=0.05)
+    assert 0 < found[0.4][1] < found[1.0][1]
+
+
+def test_shards_are_cut_before_the_next_model_is_loaded(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(unlearn_module, "shard", lambda *_arguments: told.append("cut"))
+    monkeypatch.setattr(unlearn_module, "load_torch", lambda *_a, **_k: (told.append("loaded"), FakeModel())[1])
+    options = replace(OPTIONS, shard=True, processes=2)
+    for path in (inputs[0], *inputs[1]):
+        unlearn_module._base(path, options, torch.device("cpu"), ALONE)
+    assert told == ["loaded", "cut"] * 2
+    unlearn_module._base(inputs[0], OPTIONS, torch.device("cpu"), ALONE)
+    assert told[4:] == ["loaded"]
+
+
+class FakeModel:
+    model: Any = SimpleNamespace(layers=())
+
+    def to(self, _device: Any) -> FakeModel:
+        return self
+
+
+def test_a_floor_that_the_grid_has_no_room_for_is_named(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"unlearn\.floor: found 16, but no weight .* further than 15 steps of the Q4_0"
+    ):
+        run(inputs, tmp_path / "unlearn", Progress(), floor=16)
+
+
+def spoilt(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) -> None:
+    """The state with its tensors and its metadata changed."""
+    with safe_open(path, framework="np") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def one_bit(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
+    tensors["latents/0"].view(np.uint32)[0, 0] ^= 1
+
+
+def another_shape(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
+    tensors["first/1"] = tensors["first/1"][:-1]
+
+
+def one_less(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
+    for part in ("latents", "first", "second"):
+        del tensors[f"{part}/0"]
+
+
+def no_history(_tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["history"] = "[]"
+
+
+@pytest.mark.parametrize("change", [one_bit, another_shape, one_less, no_history])
+def test_a_damaged_state_is_told_of_and_not_gone_on_with(
+    inputs: Inputs, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]
+) -> None:
+    run(inputs, tmp_path / "whole" / "unlearn", Progress())
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
+    (kept,) = (tmp_path / "cut").glob(".training-*")
+    spoilt(kept, change)
+    again = Notes()
+    run(inputs, tmp_path / "cut" / "second", again)
+    assert f"{kept} is damaged: training starts from its first step" in again.notes
+    assert not any(note.startswith("training goes on") for note in again.notes)
+    edit = (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes()
+    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
+
+
+def test_a_finished_training_leaves_no_state_of_others(inputs: Inputs, tmp_path: Path) -> None:
+    for rate in (0.4, 0.3):
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, tmp_path / "run" / f"{rate}", Notes(steps=3), learning_rate=rate)
+    assert len(list((tmp_path / "run").glob(".training-*"))) == 2
+    run(inputs, tmp_path / "run" / "unlearn", Progress())
+    assert not list((tmp_path / "run").glob(".training-*"))
+
+
+def test_a_key_without_effect_on_the_bits_goes_on_with_the_same_state(inputs: Inputs, tmp_path: Path) -> None:
+    run(inputs, tmp_path / "whole" / "unlearn", Progress())
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
+    again = Notes()
+    run(inputs, tmp_path / "cut" / "second", again, keep_every=5, gradient_checkpointing=True)
+    assert "training goes on after step 2" in again.notes
+    edit = (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes()
+    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
+
+
+def test_a_full_disk_ends_no_training_that_only_wants_to_keep_its_state(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_saved: SavedState, _state: TrainingState) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run(inputs, tmp_path / "whole" / "unlearn", Progress())
+    monkeypatch.setattr(SavedState, "save", full)
+    notes = Notes()
+    run(inputs, tmp_path / "full" / "unlearn", notes)
+    told = [note for note in notes.notes if "cannot be written (No space left on device): training goes on" in note]
+    assert len(told) == 2  # after steps 2 and 4
+    edit = (tmp_path / "full" / "unlearn" / "edit.safetensors").read_bytes()
+    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
 
 
 def test_a_phrasing_that_nobody_has_is_named(inputs: Inputs, tmp_path: Path) -> None:
