@@ -142,7 +142,7 @@ def _facts(state: _Run) -> None:
         )
 
     hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
-    further = {
+    further: dict[str, Any] = {
         name: [_input_hash(path) for path in paths]
         for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))
         if paths
@@ -150,7 +150,7 @@ def _facts(state: _Run) -> None:
     # Named only where they are not the defaults, which results of earlier versions were made with.
     usual = TextSection()
     if (recipe.text.chunks, recipe.text.samples) != (usual.chunks, usual.samples):
-        options = {**options, **counts}
+        further |= counts
     state.stage("facts", build, after=("load",), **options, **hashes, **further)
 
 
