@@ -28,9 +28,14 @@ class Method:
     every_phrasing: bool = False
 
 
+# Where no paper gives settings for a model and facts like these, the meaning says whose they are.
+OWN_SETTINGS = {"sure": "a mask found once and a rate that are ours", "surgical_ga": "GA's settings in the circuit"}
+
+
 def _published(name: str, *, every_phrasing: bool = False) -> Method:
     phrasings = "every phrasing that ours trains on" if every_phrasing else "the trained phrasings that are asked about"
-    meaning = f"{name}, published defaults, on {phrasings}, rounded by llama.cpp"
+    settings = OWN_SETTINGS.get(name, "published defaults")
+    meaning = f"{name}, {settings}, on {phrasings}, rounded by llama.cpp"
     return Method("baseline", meaning, stock=True, baseline=name, every_phrasing=every_phrasing)
 
 
