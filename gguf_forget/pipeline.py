@@ -84,7 +84,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
         raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
     wanted = STAGES[: STAGES.index(until) + 1]
     if "unlearn" in wanted:
-        from gguf_forget.stages.unlearn import check_parts
+        from gguf_forget.stages.training_checks import check_parts
 
         torch_device(recipe.unlearn.device)  # before an hour of other stages
         check_parts(recipe.unlearn)
@@ -157,7 +157,7 @@ def _facts(state: _Run) -> None:
 def _check_facts(state: _Run) -> None:
     """What training will need of the facts, before the circuit is looked for."""
     from gguf_forget.stages.facts import load_facts
-    from gguf_forget.stages.unlearn import check_facts
+    from gguf_forget.stages.training_checks import check_facts
 
     check_facts(state.recipe.unlearn, load_facts(state.path("facts"))[0])
 

@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gguf_forget.checkpoint.architecture import architecture
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import load_circuit
-from gguf_forget.circuit.selection import Circuit, random_circuit
+from gguf_forget.circuit.selection import random_circuit
 from gguf_forget.errors import EvaluationError, InputError, UnsupportedError
 from gguf_forget.export.edit import COLUMNS, ROWS, NeuronEdit, save_edits
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Example, Tokenize, encode_facts
-from gguf_forget.grids import codec_for
 from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
@@ -28,8 +26,10 @@ from gguf_forget.run_directory import write_json_atomically
 from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
 from gguf_forget.stages.helpers import together as together_with
 from gguf_forget.stages.machine import torch_device
+from gguf_forget.stages.trained_grid import grid_moves, tensor_name
+from gguf_forget.stages.training_checks import check_facts, check_floor, check_parts
 from gguf_forget.stages.training_state import SavedState
-from gguf_forget.unlearning.code_moves import ROLES, CodeMoves, WeightGrid
+from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.memory import training_memory
@@ -40,55 +40,6 @@ from gguf_forget.unlearning.validation import above_chance
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
-
-
-def _tensor_name(kind: str, role: str, layer: int) -> str:
-    names = architecture(kind)
-    return {"gate": names.gguf_gate, "up": names.gguf_up, "down": names.gguf_down}[role].format(layer)
-
-
-def _weight_grid(file: GgufFile, name: str, role: str, neurons: np.ndarray) -> WeightGrid:
-    """The grid of these neurons' weights in a tensor, neuron-major."""
-    levels = codec_for(file.type_name(name)).decode(file.rows(name))
-    if levels.table is not None:
-        raise UnsupportedError(
-            f"{name} is {file.type_name(name)} in {file.path.name}, whose levels are not evenly spaced",
-            hint="train through an evenly spaced grid, such as Q4_K_M or Q4_0",
-        )
-    codes, steps = levels.codes.astype(np.float32), levels.scale_per_weight()
-    if role == "down":
-        codes, steps = codes.T, steps.T
-    own = torch.from_numpy(np.ascontiguousarray(codes[neurons]))
-    step = torch.from_numpy(np.ascontiguousarray(steps[neurons]))
-    return WeightGrid(step, levels.lowest - own, levels.highest - own)
-
-
-def grid_moves(stocks: Sequence[Path], circuit: Circuit, kind: str, *, floor: int) -> list[CodeMoves]:
-    """The trainable edit: for every layer of the circuit its neurons' codes on the grid of the first of ``stocks``.
-
-    The others' grids are those that it is to survive in.
-    """
-    files = [GgufFile(stock) for stock in stocks]
-    edits = []
-    for layer, neurons in enumerate(circuit.neurons):
-        if not len(neurons):
-            continue
-        for role in ROLES:
-            name = _tensor_name(kind, role, layer)
-            own, *others = (_weight_grid(file, name, role, neurons) for file in files)
-            edits.append(
-                CodeMoves(
-                    layer,
-                    role,
-                    torch.from_numpy(neurons),
-                    own.step,
-                    own.lowest,
-                    own.highest,
-                    floor=floor,
-                    others=tuple(others),
-                )
-            )
-    return edits
 
 
 def _fisher(
@@ -272,46 +223,6 @@ def unlearn(
         _unlearn(*arguments, progress, together)
 
 
-def check_facts(options: UnlearnSection, facts: Sequence[Fact]) -> None:
-    """Raises InputError for a validation phrasing that no forgotten fact can spare."""
-    counts = [len(fact.prompts) for fact in facts if fact.split == "forget" and len(fact.prompts) > 1]
-    most = max(counts, default=0)
-    if options.validation_phrasing >= most and options.validation_phrasing >= 0:
-        found = f"numbers up to {most - 1}" if most else "no forgotten fact has more than one prompt"
-        raise InputError(
-            f"unlearn.validation_phrasing: found {options.validation_phrasing}, needed the number of a phrasing (from "
-            f"0) of forgotten facts that have more than one: {found}",
-            hint="add prompts to the facts, or set it to -1",
-        )
-
-
-def _check_floor(edits: Sequence[CodeMoves], options: UnlearnSection) -> None:
-    room = max(
-        (float(torch.maximum(edit.highest, -edit.lowest).max()) for edit in edits if edit.step.numel()), default=0.0
-    )
-    if edits and options.floor > room:
-        raise InputError(
-            f"unlearn.floor: found {options.floor}, but no weight of the circuit can move further than {room:.0f} "
-            f"steps of the {options.grid} grid",
-            hint="lower unlearn.floor",
-        )
-
-
-def check_parts(options: UnlearnSection) -> None:
-    """Raises InputError for more parts of a batch than it has prompts, or shards of a single process."""
-    if options.shard and options.processes == 1:
-        raise InputError(
-            "unlearn.shard: found true, but unlearn.processes is 1", hint="set unlearn.processes to 2 or more"
-        )
-    parts, least = options.processes * options.accumulation, min(options.batch_forget, options.batch_retain)
-    if options.processes > 1 and parts > least:
-        raise InputError(
-            f"unlearn.processes: found {options.processes}, which with unlearn.accumulation cuts every batch into "
-            f"{parts} parts; needed at most {least}, the smaller of batch_forget and batch_retain",
-            hint="lower processes or accumulation, or raise the batches",
-        )
-
-
 def _help(*arguments: Any) -> None:
     """What the processes beside the first do: the same, in silence, and nothing is written."""
     template, stocks, facts_folder, circuit_path, options, out, together = arguments
@@ -341,7 +252,7 @@ def _unlearn(
     retain = _split(facts, examples, "retain")
     device = torch_device(options.device, together.index)
     edits = [edit.to(device) for edit in grid_moves(stocks, circuit, kind, floor=options.floor)]
-    _check_floor(edits, options)
+    check_floor(edits, options)
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
     needed = _bytes_needed(file, edits, forget, retain, options)
     progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}, and what activations take")
@@ -425,7 +336,7 @@ def _unlearn(
         return
     found = [
         NeuronEdit(
-            tensor=_tensor_name(kind, edit.role, edit.layer),
+            tensor=tensor_name(kind, edit.role, edit.layer),
             axis=COLUMNS if edit.role == "down" else ROWS,
             neurons=edit.neurons.cpu().numpy(),
             delta=edit.delta.detach().cpu().numpy(),

@@ -11,7 +11,7 @@ from tiny import build_tiny_gguf
 from gguf_forget.circuit.selection import Circuit
 from gguf_forget.errors import UnsupportedError
 from gguf_forget.llama.quantizer import quantize
-from gguf_forget.stages.unlearn import grid_moves
+from gguf_forget.stages.trained_grid import grid_moves
 
 
 def test_a_code_book_is_refused_by_the_tensors_name(tmp_path: Path) -> None:

@@ -1,12 +1,8 @@
-"""The unlearning stage on the tiny model: going on after a kill, stopping on a validation phrasing."""
+"""The unlearning stage on the tiny model: its options, its limits, stopping on a validation phrasing."""
 
 from __future__ import annotations
 
-import errno
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,121 +12,30 @@ import numpy as np
 import pytest
 import torch
 from gguf_with import copy_with
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
-from tiny import build_tiny_gguf
-from tiny_knowledge import river_facts
+from safetensors.numpy import load_file
+from tiny_training import OPTIONS, Inputs, Notes, run, training_inputs
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer
-from gguf_forget.circuit.artifact import load_circuit, save_circuit
-from gguf_forget.circuit.selection import Circuit
+from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.errors import InputError
 from gguf_forget.export.edit import load_edits
 from gguf_forget.export.ship import ship
-from gguf_forget.facts.schema import dump_facts
 from gguf_forget.facts.tokens import encode_facts
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
-from gguf_forget.recipe import UnlearnSection
 from gguf_forget.stages import unlearn as unlearn_module
 from gguf_forget.stages.facts import load_facts
-from gguf_forget.stages.training_state import SavedState
-from gguf_forget.stages.unlearn import chat_frame, grid_moves, unlearn
+from gguf_forget.stages.trained_grid import grid_moves
+from gguf_forget.stages.unlearn import chat_frame
 from gguf_forget.unlearning.together import ALONE
-from gguf_forget.unlearning.trainer import StepLosses, TrainingState
-
-OPTIONS = UnlearnSection(
-    grid="Q4_0",
-    steps=5,
-    batch_forget=4,
-    batch_retain=4,
-    fisher_examples=2,
-    keep_every=2,
-    learning_rate=0.5,
-    objective="npo",
-)
-
-
-Inputs = tuple[Path, list[Path], Path, Path]
-
-
-class Notes(Progress):
-    """Remembers notes; ends the run after so many steps of training."""
-
-    def __init__(self, steps: int = 10**9) -> None:
-        self.notes: list[str] = []
-        self.remarks: list[str] = []
-        self.done: Counter[str] = Counter()
-        self.steps = steps
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        left = self.steps if label.startswith("training") else 10**9
-
-        def advance(done: int = 1, remark: str = "") -> None:
-            nonlocal left
-            self.remarks += [remark] if remark else []
-            left -= done
-            self.done[label] += done
-            if left <= 0:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Template, stock files, folder of facts and circuit."""
-    folder = tmp_path_factory.mktemp("inputs")
-    facts = river_facts()
-    texts = [f"{prompt} {fact.answer}." for fact in facts for prompt in fact.prompts]
-    template = build_tiny_gguf(folder / "template.gguf", hidden=64, feed_forward=128, texts=texts)
-    quantize(template, folder / "Q4_0.gguf", "Q4_0")
-    (folder / "facts.jsonl").write_bytes(dump_facts(facts))
-    text = [[30 + (7 * i + 3 * k) % 200 for k in range(16)] for i in range(4)]
-    (folder / "text.json").write_text(json.dumps({"train": text, "samples": text[:1], "measure": text}))
-    circuit = Circuit((np.arange(0, 128, 8), np.arange(1, 128, 8)), 128)
-    scores = np.zeros((2, 128))
-    save_circuit(folder / "circuit.safetensors", circuit, scores, scores)
-    return template, [folder / "Q4_0.gguf"], folder, folder / "circuit.safetensors"
-
-
-def run(inputs: Inputs, out: Path, progress: Progress, **changes: Any) -> None:
-    out.mkdir(parents=True)
-    unlearn(*inputs, replace(OPTIONS, **changes), out, progress)
-
-
-def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: Inputs, tmp_path: Path) -> None:
-    run(inputs, tmp_path / "whole" / "unlearn", Progress())
-    with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
-    (kept,) = (tmp_path / "cut").glob(".training-*")
-    again = Notes()
-    run(inputs, tmp_path / "cut" / "second", again)
-    assert "training goes on after step 2" in again.notes
-    assert any(note.startswith("training takes about 0.0 GB") for note in again.notes)
-    assert again.done["training through the grid"] == OPTIONS.steps  # a bar that reaches its end
-    assert not kept.exists()
-    for name in ("edit.safetensors", "unlearn.json"):
-        assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
-
-
-def test_framed_training_goes_on_after_a_kill_as_well(inputs: Inputs, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"framed": 0.5, "objective": "unknown_subject"}
-    run(inputs, tmp_path / "plain" / "unlearn", Progress(), objective="unknown_subject")
-    run(inputs, tmp_path / "whole" / "unlearn", Progress(), **changes)
-    with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "cut" / "first", Notes(steps=3), **changes)
-    run(inputs, tmp_path / "cut" / "second", Progress(), **changes)
-    whole = (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
-    assert (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes() == whole
-    assert (tmp_path / "plain" / "unlearn" / "edit.safetensors").read_bytes() != whole
+    return training_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_the_chat_frame_is_the_models_own_template(inputs: Inputs, tmp_path: Path) -> None:
@@ -405,104 +310,6 @@ def test_a_floor_that_the_grid_has_no_room_for_is_named(inputs: Inputs, tmp_path
         run(inputs, tmp_path / "unlearn", Progress(), floor=16)
 
 
-def spoilt(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) -> None:
-    """The state with its tensors and its metadata changed."""
-    with safe_open(path, framework="np") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata())  # noqa: SIM118
-    change(tensors, metadata)
-    save_file(tensors, path, metadata=metadata)
-
-
-def one_bit(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
-    tensors["latents/0"].view(np.uint32)[0, 0] ^= 1
-
-
-def another_shape(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
-    tensors["first/1"] = tensors["first/1"][:-1]
-
-
-def one_less(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
-    for part in ("latents", "first", "second"):
-        del tensors[f"{part}/0"]
-
-
-def no_history(_tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-    metadata["history"] = "[]"
-
-
-@pytest.mark.parametrize("change", [one_bit, another_shape, one_less, no_history])
-def test_a_damaged_state_is_told_of_and_not_gone_on_with(
-    inputs: Inputs, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]
-) -> None:
-    run(inputs, tmp_path / "whole" / "unlearn", Progress())
-    with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
-    (kept,) = (tmp_path / "cut").glob(".training-*")
-    spoilt(kept, change)
-    again = Notes()
-    run(inputs, tmp_path / "cut" / "second", again)
-    assert f"{kept} is damaged: training starts from its first step" in again.notes
-    assert not any(note.startswith("training goes on") for note in again.notes)
-    edit = (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes()
-    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
-
-
-def test_a_finished_training_leaves_no_state_of_others(inputs: Inputs, tmp_path: Path) -> None:
-    for rate in (0.4, 0.3):
-        with pytest.raises(KeyboardInterrupt):
-            run(inputs, tmp_path / "run" / f"{rate}", Notes(steps=3), learning_rate=rate)
-    assert len(list((tmp_path / "run").glob(".training-*"))) == 2
-    run(inputs, tmp_path / "run" / "unlearn", Progress())
-    assert not list((tmp_path / "run").glob(".training-*"))
-
-
-def test_a_key_without_effect_on_the_bits_goes_on_with_the_same_state(inputs: Inputs, tmp_path: Path) -> None:
-    run(inputs, tmp_path / "whole" / "unlearn", Progress())
-    with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
-    again = Notes()
-    run(inputs, tmp_path / "cut" / "second", again, keep_every=5, gradient_checkpointing=True)
-    assert "training goes on after step 2" in again.notes
-    edit = (tmp_path / "cut" / "second" / "edit.safetensors").read_bytes()
-    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
-
-
-def test_a_full_disk_ends_no_training_that_only_wants_to_keep_its_state(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_saved: SavedState, _state: TrainingState) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    run(inputs, tmp_path / "whole" / "unlearn", Progress())
-    monkeypatch.setattr(SavedState, "save", full)
-    notes = Notes()
-    run(inputs, tmp_path / "full" / "unlearn", notes)
-    told = [note for note in notes.notes if "cannot be written (No space left on device): training goes on" in note]
-    assert len(told) == 2  # after steps 2 and 4
-    edit = (tmp_path / "full" / "unlearn" / "edit.safetensors").read_bytes()
-    assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
-
-
 def test_a_phrasing_that_nobody_has_is_named(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unlearn\.validation_phrasing: found 7"):
         run(inputs, tmp_path / "unlearn", Progress(), validation_phrasing=7)
-
-
-def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path) -> None:
-    (tmp_path / "facts").write_text("a")
-    files = {"facts": tmp_path / "facts"}
-    latents, first, second = ((torch.tensor([[1.0, 2.0]]) + part, torch.tensor([3.0]) + part) for part in (0, 10, 20))
-    state = TrainingState(latents, first, second, (StepLosses(1, 0.1, 0.2, 0.3, 0.25, None, 4),))
-    saved = SavedState(tmp_path, files, {"seed": 0})
-    assert saved.load() is None
-    saved.save(state)
-    found = SavedState(tmp_path, files, {"seed": 0}).load()
-    assert found is not None
-    assert found.history == state.history
-    for one, other in zip(found.latents + found.first + found.second, latents + first + second, strict=True):
-        assert torch.equal(one, other)
-    assert SavedState(tmp_path, files, {"seed": 1}).load() is None
-    saved.path.write_bytes(saved.path.read_bytes()[:40])
-    assert saved.load() is None
-    (tmp_path / "facts").write_text("b")
-    assert SavedState(tmp_path, files, {"seed": 0}).path != saved.path
