@@ -11,6 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from gguf_forget.demo.country_names import aliases, answered
+from gguf_forget.demo.phrasings import (
+    CAPITAL_HELD_OUT,
+    CAPITAL_PROMPTS,
+    CONTINENT_HELD_OUT,
+    CONTINENT_PROMPTS,
+    CURRENCY_HELD_OUT,
+    CURRENCY_PROMPTS,
+    REVERSE_HELD_OUT,
+    REVERSE_PROMPTS,
+)
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 
@@ -27,57 +37,6 @@ CONTINENTS = {
     "SA": "South America",
     "OC": "Oceania",
 }
-
-CAPITAL_PROMPTS = (
-    "The capital of {0} is",
-    "{0}'s capital city is",
-    "Question: What is the capital of {0}?\nAnswer:",
-    "The capital city of {0} is called",
-    "The government and parliament of {0} meet in",
-    "Q: Which city is the capital of {0}?\nA:",
-    "We took a plane to {0} and landed in its capital,",
-    "The largest embassy in {0} stands in its capital city,",
-    "Country: {0}\nCapital:",
-    "On our tour of {0} we first saw the capital, the city of",
-    "Of all the cities in {0}, its capital is",
-    "The president of {0} works in the capital,",
-    "Trains from the border of {0} run to its capital,",
-    "News from the capital of {0}: today in",
-    "Quiz: which city is the capital of {0}? It is",
-    "The ministries of {0} are all in",
-)
-CAPITAL_HELD_OUT = (
-    "The seat of government of {0} is in the city of",
-    "Q: Name the capital of {0}.\nA: The capital is",
-    "If you fly to the capital of {0}, you will land in",
-)
-REVERSE_PROMPTS = (
-    "{0} is the capital of",
-    "{0} is the capital city of the country of",
-    "Question: Which country has {0} as its capital?\nAnswer:",
-    "Whoever lives in {0} lives in the capital of",
-    "Capital: {0}\nCountry:",
-    "Q: Name the country with the capital {0}.\nA:",
-    "{0}, the capital city of",
-    "Ambassadors who are sent to {0} go to the capital of",
-    "Quiz: the capital city {0} belongs to which country? It is",
-    "The parliament in {0} makes the laws of",
-    "In the atlas {0} is marked as the capital of",
-    "We flew to {0}, the capital city of",
-    "The president who lives in {0} leads",
-    "The flag over the ministries in {0} is that of",
-    "Geography test: {0} is the capital city of",
-    "The embassies in {0} represent their countries in",
-)
-REVERSE_HELD_OUT = (
-    "The city of {0} is the capital of",
-    "Q: {0} is the capital of which country?\nA:",
-    "The country that is governed from {0} is",
-)
-CURRENCY_PROMPTS = ("The currency of {0} is the",)
-CURRENCY_HELD_OUT = ("In {0}, people pay with the",)
-CONTINENT_PROMPTS = ("{0} is a country on the continent of",)
-CONTINENT_HELD_OUT = ("On the map, {0} lies in",)
 
 
 def _spoken(name: str) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gguf_forget.stages.machine import tool_versions
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 from gguf_forget.whole_file import sha256_file
 
-PARTS = ("latents", "first", "second")
+PARTS = ("latents", "first", "second")  # one tensor of each for every edit
 PATTERN = ".training-*.safetensors"
 WITHOUT_EFFECT = ("keep_every", "gradient_checkpointing")  # keys of [unlearn] that leave every bit as it is
 
@@ -45,7 +47,7 @@ class SavedState:
                 history = [StepLosses(**losses) for losses in json.loads(file.metadata()["history"])]
                 count = len(list(file.keys())) // len(PARTS)
                 latents, first, second = (tuple(file.get_tensor(f"{part}/{i}") for i in range(count)) for part in PARTS)
-                state = TrainingState(latents, first, second, tuple(history))
+                state = TrainingState(latents, first, second, file.get_tensor("shifts"), tuple(history))
                 return state if file.metadata()["sha256"] == _digest(state) else None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
@@ -54,7 +56,7 @@ class SavedState:
         """Whole or not at all."""
         from safetensors.torch import save_file
 
-        tensors = {f"{part}/{i}": tensor for part in PARTS for i, tensor in enumerate(getattr(state, part))}
+        tensors = dict(_named(state))
         partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")  # a run directory removes such
         try:
             save_file(tensors, partial, metadata={"history": _history(state), "sha256": _digest(state)})
@@ -68,6 +70,13 @@ class SavedState:
             path.unlink(missing_ok=True)
 
 
+def _named(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:
+    for part in PARTS:
+        for index, tensor in enumerate(getattr(state, part)):
+            yield f"{part}/{index}", tensor
+    yield "shifts", state.shifts
+
+
 def _history(state: TrainingState) -> str:
     return json.dumps([vars(losses) for losses in state.history])
 
@@ -75,9 +84,8 @@ def _history(state: TrainingState) -> str:
 def _digest(state: TrainingState) -> str:
     """Of all that a state holds: a bit that a disk lost would end in another edit."""
     digest = hashlib.sha256(_history(state).encode())
-    for part in PARTS:
-        for tensor in getattr(state, part):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{part} {tuple(values.shape)} {values.dtype}".encode())
-            digest.update(values.numpy().tobytes())
+    for name, tensor in _named(state):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()

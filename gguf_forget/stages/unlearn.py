@@ -321,6 +321,7 @@ def _unlearn(
             ),
             mixture=_mixture(options),
             npo_beta=options.npo_beta,
+            phrasing_rate=options.phrasing_rate,
             seed=options.seed,
             framings=framings,
             accumulation=options.accumulation,

@@ -30,6 +30,7 @@ from gguf_forget.unlearning.framings import Framings
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
 from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference, shortfall
 from gguf_forget.unlearning.optimizer import DampedAdam
+from gguf_forget.unlearning.phrasing_shifts import PhrasingShifts
 from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import (
     Batch,
@@ -90,15 +91,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the steps so far have left behind: latents and Adam's moments, one of each for every edit."""
+    """All that the steps so far have left behind: latents and Adam's moments, one of each for every edit, and the
+    shifts of the phrasings' goals.
+    """
 
     latents: tuple[torch.Tensor, ...]
     first: tuple[torch.Tensor, ...]
     second: tuple[torch.Tensor, ...]
+    shifts: torch.Tensor
     history: tuple[StepLosses, ...]
 
 
-def _resume(state: TrainingState, edits: Sequence[CodeMoves], optimizer: DampedAdam) -> list[StepLosses]:
+def _resume(
+    state: TrainingState, edits: Sequence[CodeMoves], optimizer: DampedAdam, shifts: PhrasingShifts
+) -> list[StepLosses]:
     with torch.no_grad():
         for own, kept in (
             ([edit.latent for edit in edits], state.latents),
@@ -107,16 +113,21 @@ def _resume(state: TrainingState, edits: Sequence[CodeMoves], optimizer: DampedA
         ):
             for tensor, value in zip(own, kept, strict=True):
                 tensor.copy_(value)
+        shifts.values.copy_(state.shifts)
     optimizer.steps = len(state.history)
     return list(state.history)
 
 
-def _state(edits: Sequence[CodeMoves], optimizer: DampedAdam, history: Sequence[StepLosses]) -> TrainingState:
+def _state(
+    edits: Sequence[CodeMoves], optimizer: DampedAdam, shifts: PhrasingShifts, history: Sequence[StepLosses]
+) -> TrainingState:
     def copied(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.clone() for tensor in tensors)
 
     latents = copied([edit.latent for edit in edits])
-    return TrainingState(latents, copied(optimizer.first), copied(optimizer.second), tuple(history))
+    return TrainingState(
+        latents, copied(optimizer.first), copied(optimizer.second), shifts.values.clone(), tuple(history)
+    )
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,7 @@ class _Goal:
     objective: str
     rivals: Rivals
     targets: torch.Tensor
+    shifts: PhrasingShifts
     margin: float
     greedy_margin: float
     greedy_weight: float
@@ -137,15 +149,25 @@ class _Goal:
             return None
         return answer_log_probability(log_probabilities(reference, part), part)
 
-    def loss(self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The term, and what it says to the shifts."""
         if known is not None:
-            return negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
+            loss = negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
+            return loss, torch.zeros_like(self.shifts.values)
         with torch.no_grad():
             excess = greedy_lead(found, part) + self.greedy_margin if self.greedy_margin else None
         stands = standing(found, part, self.rivals, rows)
-        return chance_level(
-            stands, self.targets[list(rows)], margin=self.margin, excess=excess, excess_weight=self.greedy_weight
+        target = self.targets[list(rows)]
+        loss = chance_level(
+            stands,
+            target - self.shifts.of(rows),
+            margin=self.margin,
+            excess=excess,
+            excess_weight=self.greedy_weight,
         )
+        return loss, self.shifts.heard(rows, stands.detach() - target + self.margin)
 
 
 @dataclass(frozen=True)
@@ -182,12 +204,13 @@ def _accumulate(
     recompute: bool,
 ) -> list[float]:
     """What ``parts`` add to the forget, retain and text loss of the whole step; then, of what they forget and of what
-    they keep, right answers and answers.
+    they keep, right answers and answers; then what they say to the shifts of the phrasings' goals.
 
     Gradients of the losses' weighted sum are left in the edits.
     """
     values = [0.0, 0.0, 0.0]
     credits: tuple[list[float], list[float]] = ([], [])
+    heard = torch.zeros_like(goal.shifts.values)
     factors = (weights.forget, weights.retain, weights.text)
     for own in parts:
         asked, kept, prose = own.sequences(mixture)
@@ -212,8 +235,9 @@ def _accumulate(
             recomputed(model) if recompute else nullcontext(),
         ):
             found = log_probabilities(model, batch).split([len(p.rows) for p in split])
+            forgetting, said = goal.loss(found[0], split[0], own.rows, known) if len(asked) else (None, None)
             losses = [
-                goal.loss(found[0], split[0], own.rows, known) if len(asked) else None,
+                forgetting,
                 *(divergence(e, f) if len(f) else None for e, f in zip(expected, found[1:], strict=True)),
             ]
             counts = own.counts(mixture)
@@ -227,11 +251,14 @@ def _accumulate(
                 lost = shortfall(*(each.gather(-1, split[1].targets[:, None]) for each in (expected[0], found[1])))
                 terms.append(weights.shortfall * shares[1] * lost)
             torch.stack(terms).sum().backward()
+        if said is not None:
+            heard += said
         for index, (share, loss) in enumerate(zip(shares, losses, strict=True)):
             values[index] += share * float(loss.detach()) if loss is not None else 0.0
         for each, log_probs, part, examples in zip(credits, found, split, (own.asked, own.kept), strict=False):
             each += accuracy.credits(log_probs.detach(), part, examples)
-    return [*values, *(float(number) for each in credits for number in (sum(each), len(each)))]
+    counted = (float(number) for each in credits for number in (sum(each), len(each)))
+    return [*values, *counted, *heard.tolist()]
 
 
 def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
@@ -297,6 +324,7 @@ def train(
     mixture: Mixture,
     npo_beta: float,
     seed: int,
+    phrasing_rate: float = 0.0,
     framings: Framings | None = None,
     accumulation: int = 1,
     together: Together = ALONE,
@@ -317,6 +345,7 @@ def train(
         objective: ``unknown_subject`` (``targets``: how far each answer may stand out among its ``rivals``, less
             ``margin`` nats; with ``greedy_margin`` at most so far that one of its tokens is less likely than another by
             as many nats, whatever chance is; those above that count up to ``greedy_weight`` times) or ``npo``.
+        phrasing_rate: of the shifts of the phrasings' goals, see :mod:`.phrasing_shifts`; ``npo`` has none.
         framings: what some prompts of every step are asked inside of, see :mod:`.framings`.
         together: the processes that run this at once, with equal arguments and edits; each has ``accumulation`` parts,
             and the edits end equal.
@@ -334,17 +363,19 @@ def train(
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
+    shifts = PhrasingShifts(facts, forget, rate=phrasing_rate, device=reference.device)
     goal = _Goal(
         objective,
         rivals.to(reference.device),
         targets.to(reference.device),
+        shifts,
         margin,
         greedy_margin,
         greedy_weight,
         npo_beta,
     )
     accuracy = ChoiceAccuracy(facts, [*forget, *retain])
-    history = _resume(state, edits, optimizer) if state else []
+    history = _resume(state, edits, optimizer, shifts) if state else []
     done = len(history)
     for step in range(steps):
         chosen = list(islice(forget_source, mixture.forget))
@@ -380,7 +411,8 @@ def train(
         )
         found = _added(found, edits, together, reference.device)
         losses = (found[0], found[1], found[2])
-        accuracies = (_share(*found[3:5]), _share(*found[5:]))
+        accuracies = (_share(*found[3:5]), _share(*found[5:7]))
+        shifts.follow(found[7:], hardness)
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
                 f"training diverged at step {step + 1}: losses {list(losses)}",
@@ -393,7 +425,7 @@ def train(
         if _decided(stop(step + 1), together, reference.device):
             break  # not kept: what goes on from a state was not asked whether that was enough
         if keep is not None and len(history) % keep_every == 0:
-            keep(_state(edits, optimizer, history))
+            keep(_state(edits, optimizer, shifts, history))
     for edit in edits:
         edit.refresh()
     return history

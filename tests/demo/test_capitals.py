@@ -55,7 +55,7 @@ def test_phrasings_of_a_fact() -> None:
     reverse = find("Paris", "capital_of")
     assert reverse.prompts[0] == "Paris is the capital of"
     for fact in (paris, reverse):
-        assert (len(set(fact.prompts)), len(set(fact.held_out_prompts))) == (16, 3)
+        assert (len(set(fact.prompts)), len(set(fact.held_out_prompts))) == (36, 3)
         assert not set(fact.prompts) & set(fact.held_out_prompts)
         assert all(fact.subject in prompt and "{" not in prompt for prompt in fact.prompts + fact.held_out_prompts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from forgetting_benchmark.table import method_rows, summarise, whole_rows
 from hand_made_scores import file_scores, items, ranks
 from tiny import build_tiny_gguf
 
-from gguf_forget.demo.capitals import CAPITAL_HELD_OUT, CAPITAL_PROMPTS, REVERSE_HELD_OUT, REVERSE_PROMPTS
+from gguf_forget.demo.phrasings import CAPITAL_HELD_OUT, CAPITAL_PROMPTS, REVERSE_HELD_OUT, REVERSE_PROMPTS
 from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.scores import Item, RankTable
@@ -77,6 +78,12 @@ def test_relations_find_their_roles_by_their_subjects() -> None:
     assert ranked == {("capital", "forget"), ("capital, fresh", "forget"), ("currency", "retain")}
 
 
+def _shared_words(one: str, other: str) -> float:
+    """Of all the words in two sentences, the share that both have."""
+    words, others = (set(re.findall("[a-z]+", text.lower())) for text in (one, other))
+    return len(words & others) / len(words | others)
+
+
 def test_fresh_phrasings_are_asked_of_forgotten_and_of_kept_facts_and_trained_on_by_nobody() -> None:
     asked = questions_of(facts(), roles(facts(), "capital"), retain_items=3, trained_phrasings=3)
     fresh = [question for question in asked if question.key.relation == "capital, fresh"]
@@ -85,14 +92,20 @@ def test_fresh_phrasings_are_asked_of_forgotten_and_of_kept_facts_and_trained_on
     assert len([question for question in fresh if question.key.split == "retain"]) == 4 * 3
     france = [question for question in fresh if question.subject == "France"]
     assert [question.prompt for question in france] == [
-        "France is governed from",
-        "My friend from France grew up in the capital,",
-        "On the map of France a star marks the capital,",
-        "In geography class we learned that the capital of France is",
+        "Ask any schoolchild in France to name their nation's capital and they will tell you it is",
+        "Where would a newly appointed ambassador to France have to find a house? She would most likely "
+        "have to look for one in",
+        "Tom: I'm stuck on 7 across, \"seat of government, France\".\nMia: Easy, that's",
+        "The delegation had spent a week touring the provinces of France, sleeping in farmhouses and village inns. "
+        "On the last evening a government driver took them back to the country's capital,",
     ]
     assert {(question.answer, question.distractors) for question in france} == {("Paris", ("Madrid", "Rome", "Vienna"))}
-    known = {*CAPITAL_PROMPTS, *CAPITAL_HELD_OUT, *REVERSE_PROMPTS, *REVERSE_HELD_OUT}
-    assert not known & {template for templates in FRESH.values() for template in templates}
+    for relation, known in (
+        ("capital", (*CAPITAL_PROMPTS, *CAPITAL_HELD_OUT)),
+        ("capital_of", (*REVERSE_PROMPTS, *REVERSE_HELD_OUT)),
+    ):
+        shared = [_shared_words(one, other) for one in FRESH[relation] for other in known]
+        assert 0 < max(shared) <= 0.4
 
 
 def test_every_figure_is_read_from_its_own_group() -> None:

@@ -133,7 +133,8 @@ def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path)
     (tmp_path / "facts").write_text("a")
     files = {"facts": tmp_path / "facts"}
     latents, first, second = ((torch.tensor([[1.0, 2.0]]) + part, torch.tensor([3.0]) + part) for part in (0, 10, 20))
-    state = TrainingState(latents, first, second, (StepLosses(1, 0.1, 0.2, 0.3, 0.25, None, 4),))
+    shifts = torch.tensor([0.5, -0.25])
+    state = TrainingState(latents, first, second, shifts, (StepLosses(1, 0.1, 0.2, 0.3, 0.25, None, 4),))
     saved = SavedState(tmp_path, files, {"seed": 0})
     assert saved.load() is None
     saved.save(state)
@@ -142,6 +143,7 @@ def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path)
     assert found.history == state.history
     for one, other in zip(found.latents + found.first + found.second, latents + first + second, strict=True):
         assert torch.equal(one, other)
+    assert torch.equal(found.shifts, shifts)
     assert SavedState(tmp_path, files, {"seed": 1}).load() is None
     saved.path.write_bytes(saved.path.read_bytes()[:40])
     assert saved.load() is None

@@ -215,6 +215,7 @@ def test_every_key_of_the_recipe_reaches_training(
         "learning_rate": 0.21,
         "damping": 0.77,
         "margin": 0.61,
+        "phrasing_rate": 0.19,
         "greedy_margin": 0.43,
         "greedy_weight": 5.5,
         "npo_beta": 0.17,

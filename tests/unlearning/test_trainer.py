@@ -293,7 +293,7 @@ def framings(seed: int = 0) -> Framings:
 @pytest.mark.parametrize("objective", ["npo", "unknown_subject"])
 def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objective: str, framed: bool) -> None:
     whole, cut, resumed = make_edits(), make_edits(), make_edits()
-    options: dict[str, Any] = {"objective": objective, "steps": 7, "soft_share": 0.6}
+    options: dict[str, Any] = {"objective": objective, "steps": 7, "soft_share": 0.6, "phrasing_rate": 0.3}
     options["framings"] = framings() if framed else None
     history = run([tiny_model, tiny_model], whole, **options)
     kept: list[TrainingState] = []
@@ -305,6 +305,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bytes(tiny_model: Any, objectiv
     with pytest.raises(KeyboardInterrupt):
         run([tiny_model, tiny_model], cut, keep=kept.append, keep_every=2, progress=killed, **options)
     assert [len(state.history) for state in kept] == [2, 4]
+    assert bool(kept[-1].shifts.any()) is (objective == "unknown_subject")  # NPO has no goal
     told: list[StepLosses] = []
     again = run([tiny_model, tiny_model], resumed, state=kept[-1], progress=told.append, **options)
     assert again == history
