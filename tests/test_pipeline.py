@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from gguf_forget.export.edit import load_edits
 from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import load_recipe
+from gguf_forget.stages import verify as verify_module
 from gguf_forget.stages.unlearn import unlearn
 from gguf_forget.stages.verify import check_agreement
+from gguf_forget.unlearning.scoring import pack
 from gguf_forget.verification.scores import FileScores
 from gguf_forget.whole_file import sha256_file
 
@@ -171,6 +174,29 @@ def test_agreement_compares_every_answer_once_whatever_the_batches(
     assert difference == pytest.approx(recorded.pop("mean_absolute_difference_nats"), abs=1e-4)
     assert 0 < difference < 0.05
     assert found == recorded
+
+
+def test_agreement_of_many_answers_is_that_of_a_sample(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of twelve answers, and not those of one phrasing alone; every text is tokenized still."""
+    run = project / "done"
+    drawn: list[Any] = []
+
+    def pack_seen(sequences: Any) -> Any:
+        drawn.extend(sequences.tokens)
+        return pack(sequences)
+
+    monkeypatch.setattr(verify_module, "MOST_COMPARED", 5)
+    monkeypatch.setattr("gguf_forget.unlearning.scoring.pack", pack_seen)
+    check_agreement(
+        run / "load" / "template.gguf", run / "stock" / "F16.gguf", run / "facts", tmp_path, Progress(), batch_size=2
+    )
+    found = json.loads((tmp_path / "agreement.json").read_text())
+    recorded = json.loads((run / "agreement" / "agreement.json").read_text())
+    assert found["answers"] == len({tuple(tokens) for tokens in drawn}) == 5
+    assert found["texts_tokenized_alike"] == recorded["texts_tokenized_alike"]
+    assert 0 < found["mean_absolute_difference_nats"] < 0.05
 
 
 def test_the_report_follows_from_the_scores(project: Path) -> None:
