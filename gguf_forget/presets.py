@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_retain": 64,
             "batch_text": 1,
             "text_every": 1,
-            "margin": 0.2,
+            "margin": 0.0,
             "phrasing_rate": 0.02,
             "greedy_margin": 1.0,
             "forget_weight": 7.0,

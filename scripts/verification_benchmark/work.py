@@ -13,6 +13,7 @@ from gguf_forget.prefix_tree import plan_waves
 
 Tokens = list[int]
 _UNLIMITED = 10**9
+PHRASINGS = 16  # the plain sentences and questions among the trained ones
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Work:
 
 
 def capital_questions(tokenize: Callable[[str], Tokens]) -> Work:
-    """Every phrasing of every capital of the demo, four answers each; phrasing by phrasing."""
+    """Every capital of the demo in :data:`PHRASINGS` phrasings, four answers each; phrasing by phrasing."""
     facts = [fact for fact in build_capitals() if fact.relation == "capital"]
     prompts, continuations = [], []
-    for phrasing in range(len(facts[0].prompts)):
+    for phrasing in range(PHRASINGS):
         for fact in facts:
             pairs = [
                 split_tokens(fact.prompts[phrasing], answer, tokenize) for answer in (fact.answer, *fact.distractors)
