@@ -243,7 +243,7 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
         ("facts", "gguf_forget.stages.facts.sample_model"),
         ("agreement", "gguf_forget.stages.verify.mean_absolute_difference"),
         ("attribute", "gguf_forget.stages.attribute.save_circuit"),
-        ("unlearn", "gguf_forget.unlearning.trainer.chance_level"),
+        ("unlearn", "gguf_forget.unlearning.goal.chance_level"),
         ("export", "gguf_forget.stages.export.mlp_hessians"),
         ("export", "gguf_forget.export.ship.read_back"),
         ("baseline", "gguf_forget.stages.baseline.write_derived"),

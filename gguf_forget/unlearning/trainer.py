@@ -27,23 +27,21 @@ from gguf_forget.facts.tokens import Example
 from gguf_forget.unlearning.batches import NEAR_TURNS, MatchedRetain, cycle, forget_cycle, retain_cycle
 from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.framings import Framings
+from gguf_forget.unlearning.goal import Goal
 from gguf_forget.unlearning.live_accuracy import ChoiceAccuracy
-from gguf_forget.unlearning.objectives import chance_level, divergence, negative_preference, shortfall
+from gguf_forget.unlearning.objectives import divergence, shortfall
 from gguf_forget.unlearning.optimizer import DampedAdam
 from gguf_forget.unlearning.phrasing_shifts import PhrasingShifts
 from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import (
-    Batch,
     Sequences,
-    answer_log_probability,
     answers,
-    greedy_lead,
     log_probabilities,
     pack,
     plain_text,
 )
 from gguf_forget.unlearning.together import ALONE, Together
-from gguf_forget.unlearning.unknown_subject import Rivals, standing
+from gguf_forget.unlearning.unknown_subject import Rivals
 
 
 @dataclass(frozen=True)
@@ -131,46 +129,6 @@ def _state(
 
 
 @dataclass(frozen=True)
-class _Goal:
-    """The forget term: see :func:`train` for the attributes."""
-
-    objective: str
-    rivals: Rivals
-    targets: torch.Tensor
-    shifts: PhrasingShifts
-    margin: float
-    greedy_margin: float
-    greedy_weight: float
-    npo_beta: float
-
-    def known(self, reference: Any, part: Batch) -> torch.Tensor | None:
-        """What NPO compares with. Asked for before any edit is applied: the reference may be the model itself."""
-        if self.objective != "npo" or not part.sequences:
-            return None
-        return answer_log_probability(log_probabilities(reference, part), part)
-
-    def loss(
-        self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The term, and what it says to the shifts."""
-        if known is not None:
-            loss = negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
-            return loss, torch.zeros_like(self.shifts.values)
-        with torch.no_grad():
-            excess = greedy_lead(found, part) + self.greedy_margin if self.greedy_margin else None
-        stands = standing(found, part, self.rivals, rows)
-        target = self.targets[list(rows)]
-        loss = chance_level(
-            stands,
-            target - self.shifts.of(rows),
-            margin=self.margin,
-            excess=excess,
-            excess_weight=self.greedy_weight,
-        )
-        return loss, self.shifts.heard(rows, stands.detach() - target + self.margin)
-
-
-@dataclass(frozen=True)
 class _Lists:
     """What a step or a part of it sees: examples to forget and their rows among all, kept examples, chunks of text."""
 
@@ -199,7 +157,7 @@ def _accumulate(
     totals: Sequence[int],
     mixture: Mixture,
     weights: Weights,
-    goal: _Goal,
+    goal: Goal,
     accuracy: ChoiceAccuracy,
     recompute: bool,
 ) -> list[float]:
@@ -364,7 +322,7 @@ def train(
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
     shifts = PhrasingShifts(facts, forget, rate=phrasing_rate, device=reference.device)
-    goal = _Goal(
+    goal = Goal(
         objective,
         rivals.to(reference.device),
         targets.to(reference.device),
