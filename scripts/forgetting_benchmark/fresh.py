@@ -1,10 +1,11 @@
 """Phrasings of the demo's capitals that no recipe was ever chosen by.
 
 The facts' own held-out phrasings are not trained on, but the preset was chosen while their figures were seen. These
-were written by somebody who saw neither the facts nor the trained phrasings, and were first read when the preset was
-fixed; two that share more than two words of five with a trained phrasing were left out before they were asked. Nothing
-is to be changed because of what they say: not the preset, not its trained phrasings, not the bars. Earlier ones, four
-each, were given up: what they said had led to more phrasings of other kinds in training.
+were written by a language model that was shown neither the facts nor the trained phrasings. They were read when all of
+the preset but its margin was fixed, and asked when that was fixed as well, by trained and held-out phrasings; two that
+share more than two words of five with a trained phrasing were left out before. Nothing is to be changed because of
+what they say: not the preset, not its trained phrasings, not the bars. Earlier ones, four each, were given up: what
+they said had led to more phrasings of other kinds in training.
 """
 
 from __future__ import annotations
