@@ -190,8 +190,9 @@ class UnlearnSection:
     margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0, at_most=100)
     phrasing_rate: float = setting(
         0.0,
-        "how much of what an answer stands above its goal lowers the goal of its phrasing, once codes are half hard, "
-        "so that every phrasing ends at chance and not only the mean of all (unknown_subject); 0 for none",
+        "how much of what an answer stands above what the model in training says of it for other subjects lowers the "
+        "goal of its phrasing, once codes are half hard, so that every phrasing ends nearer to chance and not only the "
+        "mean of all (unknown_subject); 0 for none",
         at_least=0,
         at_most=1,
     )

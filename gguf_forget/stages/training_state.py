@@ -16,6 +16,7 @@ from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 from gguf_forget.whole_file import sha256_file
 
 PARTS = ("latents", "first", "second")  # one tensor of each for every edit
+VERSION = 2  # of what a state holds
 PATTERN = ".training-*.safetensors"
 WITHOUT_EFFECT = ("keep_every", "gradient_checkpointing")  # keys of [unlearn] that leave every bit as it is
 
@@ -31,6 +32,7 @@ class SavedState:
 
     def __init__(self, folder: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> None:
         decides = {
+            "version": VERSION,
             "files": {name: sha256_file(path) for name, path in files.items()},
             "options": {key: value for key, value in options.items() if key not in WITHOUT_EFFECT},
             "tools": tool_versions(),

@@ -1,6 +1,6 @@
 """What a step forgets towards: chance, with a goal for each phrasing, or NPO's preference.
 
-Shapes: E examples, G pairs of relation and phrasing; S and V as in scoring.
+Shapes: E examples; S and V as in scoring.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from gguf_forget.unlearning.objectives import chance_level, negative_preference
 from gguf_forget.unlearning.phrasing_shifts import PhrasingShifts
 from gguf_forget.unlearning.scoring import Batch, answer_log_probability, greedy_lead, log_probabilities
-from gguf_forget.unlearning.unknown_subject import Rivals, standing
+from gguf_forget.unlearning.unknown_subject import Rivals, first_positions, standing
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ class Goal:
     def loss(
         self, found: torch.Tensor, part: Batch, rows: Sequence[int], known: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The term, one scalar, and what its answers say to the shifts, [G].
+        """The term, one scalar, and what its answers say to the shifts, see :meth:`.PhrasingShifts.heard`.
 
         ``found``: log-probabilities at ``part``'s scored positions, [S, V]. ``rows``: its examples among all E.
         """
         if known is not None:
             loss = negative_preference(answer_log_probability(found, part), known, beta=self.npo_beta)
-            return loss, torch.zeros_like(self.shifts.values)
+            return loss, self.shifts.silence()
         with torch.no_grad():
             excess = greedy_lead(found, part) + self.greedy_margin if self.greedy_margin else None
         stands = standing(found, part, self.rivals, rows)
-        target = self.targets[list(rows)]
         loss = chance_level(
             stands,
-            target - self.shifts.of(rows),
+            self.targets[list(rows)] - self.shifts.of(rows),
             margin=self.margin,
             excess=excess,
             excess_weight=self.greedy_weight,
         )
-        return loss, self.shifts.heard(rows, stands.detach() - target + self.margin)
+        first = found.detach()[first_positions(part)][:, self.rivals.tokens]
+        return loss, self.shifts.heard(rows, first, self.margin)

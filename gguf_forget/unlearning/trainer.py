@@ -90,7 +90,7 @@ class Weights:
 @dataclass(frozen=True)
 class TrainingState:
     """All that the steps so far have left behind: latents and Adam's moments, one of each for every edit, and the
-    shifts of the phrasings' goals.
+    table of the phrasings' shifts.
     """
 
     latents: tuple[torch.Tensor, ...]
@@ -111,7 +111,7 @@ def _resume(
         ):
             for tensor, value in zip(own, kept, strict=True):
                 tensor.copy_(value)
-        shifts.values.copy_(state.shifts)
+        shifts.table.copy_(state.shifts)
     optimizer.steps = len(state.history)
     return list(state.history)
 
@@ -124,7 +124,7 @@ def _state(
 
     latents = copied([edit.latent for edit in edits])
     return TrainingState(
-        latents, copied(optimizer.first), copied(optimizer.second), shifts.values.clone(), tuple(history)
+        latents, copied(optimizer.first), copied(optimizer.second), shifts.table.clone(), tuple(history)
     )
 
 
@@ -168,7 +168,7 @@ def _accumulate(
     """
     values = [0.0, 0.0, 0.0]
     credits: tuple[list[float], list[float]] = ([], [])
-    heard = torch.zeros_like(goal.shifts.values)
+    heard = goal.shifts.silence()
     factors = (weights.forget, weights.retain, weights.text)
     for own in parts:
         asked, kept, prose = own.sequences(mixture)
@@ -216,7 +216,7 @@ def _accumulate(
         for each, log_probs, part, examples in zip(credits, found, split, (own.asked, own.kept), strict=False):
             each += accuracy.credits(log_probs.detach(), part, examples)
     counted = (float(number) for each in credits for number in (sum(each), len(each)))
-    return [*values, *counted, *heard.tolist()]
+    return [*values, *counted, *heard.flatten().tolist()]
 
 
 def _part(items: Sequence[Any], index: int, parts: int) -> Sequence[Any]:
@@ -321,10 +321,11 @@ def train(
     reference = bases[0]
     turns = [(0, reference), *enumerate(bases[1:])]
     optimizer = DampedAdam([edit.latent for edit in edits], learning_rate=learning_rate, damping=damping)
-    shifts = PhrasingShifts(facts, forget, rate=phrasing_rate, device=reference.device)
+    rivals = rivals.to(reference.device)
+    shifts = PhrasingShifts(facts, forget, rivals, rate=phrasing_rate if objective == "unknown_subject" else 0.0)
     goal = Goal(
         objective,
-        rivals.to(reference.device),
+        rivals,
         targets.to(reference.device),
         shifts,
         margin,
@@ -370,7 +371,7 @@ def train(
         found = _added(found, edits, together, reference.device)
         losses = (found[0], found[1], found[2])
         accuracies = (_share(*found[3:5]), _share(*found[5:7]))
-        shifts.follow(found[7:], hardness)
+        shifts.follow(torch.tensor(found[7:]).view_as(shifts.table), hardness)
         if not all(value == value and abs(value) != float("inf") for value in losses):
             raise EvaluationError(
                 f"training diverged at step {step + 1}: losses {list(losses)}",

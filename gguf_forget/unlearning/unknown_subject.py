@@ -65,10 +65,14 @@ def build_rivals(facts: Sequence[Fact], examples: Sequence[Example]) -> Rivals:
     return Rivals(torch.tensor(tokens), weights)
 
 
+def first_positions(batch: Batch) -> torch.Tensor:
+    """Where among the scored positions each answer begins, int64 [sequences]."""
+    return torch.searchsorted(batch.rows, torch.arange(batch.sequences, device=batch.rows.device))
+
+
 def standing(log_probs: torch.Tensor, batch: Batch, rivals: Rivals, chosen: Sequence[int]) -> torch.Tensor:
     """How far each answer stands out, nats, [sequences]; ``chosen``: their rows in ``rivals``."""
-    first = torch.searchsorted(batch.rows, torch.arange(batch.sequences, device=batch.rows.device))
-    others = (log_probs[first][:, rivals.tokens] * rivals.weights[chosen]).sum(dim=-1)
+    others = (log_probs[first_positions(batch)][:, rivals.tokens] * rivals.weights[chosen]).sum(dim=-1)
     return answer_log_probability(log_probs, batch) - others
 
 
