@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "greedy_margin": 1.0,
             "forget_weight": 7.0,
             "retain_weight": 50.0,
+            "shortfall_weight": 20.0,
         },
         "export": {"types": ["F16", "Q8_0", "Q4_K_M"]},
     },
