@@ -6,8 +6,9 @@ phrasing is shifted by what its answers stood above chance so far: integral cont
 hard; before, every known answer stands far above.
 
 Chance is here what the model *in training* says of an answer when asked about the other subjects: the edit moves that
-too, and a rank score is taken against it. It is followed by a moving mean over the last answers of a phrasing. First
-tokens alone are compared, which are asked of every subject anyway.
+too, and a rank score is taken against it. It is followed by a moving mean over the last answers of a phrasing, which
+the subject's own are among: of n subjects, 1 / n of what an answer stands out is not seen. First tokens alone are
+compared, because one pass gives those of all answers of the relation.
 
 Shapes: E examples, G pairs of relation and phrasing, K first tokens of the relations' answers.
 """
@@ -62,10 +63,12 @@ class PhrasingShifts:
         return torch.zeros_like(self.table)
 
     def heard(self, rows: Sequence[int], first: torch.Tensor, margin: float) -> torch.Tensor:
-        """What these answers say: how far they stand above chance, their number, their log-probabilities.
+        """What these answers say, [G, 2 + K]: how far they stand above chance, their number, their log-probabilities.
 
-        Those of parts of a batch add up. ``first``: log-probabilities of the K first tokens where each answer begins,
-        [rows, K]. ``margin``: nats below chance at which the goal is.
+        Those of parts of a batch add up. [G, 1] and zero without a rate.
+
+        ``first``: log-probabilities of the K first tokens where each answer begins, [rows, K]. ``margin``: nats below
+        chance at which the goal is.
         """
         said = self.silence()
         if not self.rate:
@@ -81,7 +84,7 @@ class PhrasingShifts:
         return said.index_add_(0, groups, torch.cat([above[:, None], torch.ones_like(above)[:, None], first], dim=1))
 
     def follow(self, heard: torch.Tensor, hardness: float) -> None:
-        """Shift the goals by what a whole step has said, and remember it."""
+        """Shift the goals by what a whole step has said, shaped as by :meth:`heard`, and remember it."""
         if not self.rate:
             return
         heard = heard.to(self.table)

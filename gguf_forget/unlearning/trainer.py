@@ -90,7 +90,7 @@ class Weights:
 @dataclass(frozen=True)
 class TrainingState:
     """All that the steps so far have left behind: latents and Adam's moments, one of each for every edit, and the
-    table of the phrasings' shifts.
+    table of :class:`.PhrasingShifts`.
     """
 
     latents: tuple[torch.Tensor, ...]
