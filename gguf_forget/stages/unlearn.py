@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
@@ -23,16 +22,17 @@ from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
 from gguf_forget.run_directory import write_json_atomically
-from gguf_forget.stages.facts import FACTS, TEXT, TRAIN_LENGTH, load_facts
+from gguf_forget.stages.facts import FACTS, TEXT, load_facts
 from gguf_forget.stages.helpers import together as together_with
 from gguf_forget.stages.machine import torch_device
 from gguf_forget.stages.trained_grid import grid_moves, tensor_name
 from gguf_forget.stages.training_checks import check_facts, check_floor, check_parts
+from gguf_forget.stages.training_size import training_size
 from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.framings import Framings
-from gguf_forget.unlearning.memory import training_memory
+from gguf_forget.unlearning.memory import give_back_freed_memory
 from gguf_forget.unlearning.together import Together, shard
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
@@ -40,6 +40,7 @@ from gguf_forget.unlearning.validation import above_chance
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
+GIVE_BACK_EVERY = 10  # steps
 
 
 def _fisher(
@@ -68,32 +69,6 @@ def _mixture(options: UnlearnSection) -> Mixture:
         options.text_every,
         options.near_turns,
         options.match_phrasings,
-    )
-
-
-def _bytes_needed(
-    file: GgufFile,
-    edits: Sequence[CodeMoves],
-    forget: Sequence[Example],
-    retain: Sequence[Example],
-    options: UnlearnSection,
-) -> int:
-    sizes = {name: int(np.prod(tensor.shape)) for name, tensor in file.tensors.items()}
-    parameters = sum(sizes.values())
-    if options.shard:  # embeddings and output stay whole
-        layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
-        parameters -= layers - layers // options.processes
-    mixture = _mixture(options)
-    positions = mixture.text * TRAIN_LENGTH / mixture.text_every
-    for examples, count in ((forget, mixture.forget), (retain, mixture.retain)):
-        positions += count * sum(len(example.answer) for example in examples) / max(1, len(examples))
-    return training_memory(
-        parameters=parameters,
-        bases=1 + len(options.grids),
-        circuit_weights=sum(edit.step.numel() for edit in edits),
-        positions=round(positions / (options.accumulation * options.processes)),
-        vocabulary=int(file.tensors["token_embd.weight"].shape[-1]),  # stored as [d_model, vocabulary]
-        weight_bytes=2 if options.precision == "bfloat16" else 4,
     )
 
 
@@ -254,8 +229,9 @@ def _unlearn(
     edits = [edit.to(device) for edit in grid_moves(stocks, circuit, kind, floor=options.floor)]
     check_floor(edits, options)
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
-    needed = _bytes_needed(file, edits, forget, retain, options)
-    progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}, and what activations take")
+    chunks = text.train + text.samples
+    needed = training_size(file, edits, forget, retain, chunks, options)
+    progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}")
     bases = [_base(path, options, device, together) for path in (template, *stocks)]
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
@@ -298,6 +274,8 @@ def _unlearn(
 
         def show(losses: StepLosses) -> None:
             advance(1, _remark(losses))
+            if losses.step % GIVE_BACK_EVERY == 0:
+                give_back_freed_memory()
 
         history = train(
             bases,
@@ -305,7 +283,7 @@ def _unlearn(
             facts,
             forget,
             retain,
-            text.train + text.samples,
+            chunks,
             objective=options.objective,
             rivals=build_rivals(facts, forget),
             targets=targets,

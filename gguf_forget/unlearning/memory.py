@@ -1,6 +1,8 @@
-"""How much memory training takes, before it starts."""
+"""How much memory training takes, said before it starts, and given back while it runs."""
 
 from __future__ import annotations
+
+import ctypes
 
 WHOLE_EDIT = 9  # float32 for each weight of the circuit: step, room down and up, latent, edit, gradient, three of Adam
 LOGITS = 4  # float32 copies of the scored positions' logits: themselves, log-probabilities, gradient, the reference's
@@ -11,6 +13,39 @@ def training_memory(
 ) -> int:
     """Bytes, roughly: ``bases`` models at ``weight_bytes`` each weight, the edit with its optimizer, and logits.
 
-    ``positions``: scored in one part of a batch. Hidden states, which depend on the attention used, are left out.
+    ``positions``: scored in one part of a batch. For hidden states see :func:`activation_memory`.
     """
     return weight_bytes * bases * parameters + 4 * WHOLE_EDIT * circuit_weights + 4 * LOGITS * positions * vocabulary
+
+
+def activation_memory(
+    *,
+    tokens: int,
+    longest: int,
+    layers: int,
+    d_model: int,
+    d_ff: int,
+    heads: int,
+    keys_and_values: int,
+    weight_bytes: int,
+    recompute: bool,
+) -> int:
+    """Bytes, roughly, that ``layers`` decoder layers keep of ``tokens`` tokens until the backward pass has passed them.
+
+    A layer keeps the inputs of its two norms in float32; queries, what attention found, and both norms' outputs, all
+    of ``d_model``; keys and values, ``keys_and_values`` numbers a token together; the shares of attention, one for each
+    of ``heads`` and of the ``longest`` row's tokens; and four numbers of each of ``d_ff`` neurons. With ``recompute``
+    it keeps its input alone, and one layer at a time all of that.
+    """
+    numbers = 4 * d_model + keys_and_values + heads * longest + 4 * d_ff
+    layer = 2 * 4 * d_model + weight_bytes * numbers
+    if recompute:
+        return tokens * (weight_bytes * d_model * layers + layer)
+    return tokens * layer * layers
+
+
+def give_back_freed_memory() -> None:
+    """Have the C library give back what was freed: batches of ever other sizes leave holes that it keeps else."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)

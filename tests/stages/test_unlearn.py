@@ -16,18 +16,15 @@ from safetensors.numpy import load_file
 from tiny_training import OPTIONS, Inputs, Notes, run, training_inputs
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.checkpoint.load import load_tokenizer
 from gguf_forget.circuit.artifact import load_circuit
 from gguf_forget.errors import InputError
 from gguf_forget.export.edit import load_edits
 from gguf_forget.export.ship import ship
-from gguf_forget.facts.tokens import encode_facts
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.stages import unlearn as unlearn_module
-from gguf_forget.stages.facts import load_facts
 from gguf_forget.stages.trained_grid import grid_moves
 from gguf_forget.stages.unlearn import chat_frame
 from gguf_forget.unlearning.together import ALONE
@@ -84,19 +81,6 @@ def test_the_mixture_is_the_recipe_s(inputs: Inputs, tmp_path: Path) -> None:
     assert unlearn_module._mixture(replace(OPTIONS, match_phrasings=True)).matched
     # Nothing has moved at the first step, so that other text leaves what is forgotten as it is.
     assert seen["one"][0][0] == pytest.approx(seen["default"][0][0], rel=1e-3)
-
-
-def test_memory_counts_the_answers_that_there_are(inputs: Inputs, tmp_path: Path) -> None:
-    """Every scored position takes four rows of logits; answers of these facts have one token or more."""
-    template, _, facts, _ = inputs
-    found = load_facts(facts)[0]
-    examples = encode_facts(found, load_tokenizer(template))
-    answers = [replace(e, tokens=(*e.tokens, *[5] * 1000)) for e in examples]
-    few, many = (unlearn_module._bytes_needed(GgufFile(template), [], own, own, OPTIONS) for own in (examples, answers))
-    vocabulary = GgufFile(template).weights("token_embd.weight").shape[0]
-    prompts = OPTIONS.batch_forget + OPTIONS.batch_retain
-    assert many - few == 16 * 1000 * prompts * vocabulary
-    assert few > 2 * 2 * sum(np.prod(tensor.shape) for tensor in GgufFile(template).tensors.values())
 
 
 def test_training_stops_once_the_validation_phrasing_is_at_chance(inputs: Inputs, tmp_path: Path) -> None:
