@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 WHOLE_EDIT = 9  # float32 for each weight of the circuit: step, room down and up, latent, edit, gradient, three of Adam
 LOGITS = 4  # float32 copies of the scored positions' logits: themselves, log-probabilities, gradient, the reference's
@@ -46,6 +47,6 @@ def activation_memory(
 
 def give_back_freed_memory() -> None:
     """Have the C library give back what was freed: batches of ever other sizes leave holes that it keeps else."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc alone has it
         trim(0)
