@@ -59,7 +59,7 @@ def verify(
     debug: bool,
     **given: Any,
 ) -> None:
-    """Judge GGUF FILEs that anyone made beside their ORIGINAL, or with a RECIPE run its stages up to verify.
+    """Judge GGUF FILEs that anyone made beside their ORIGINAL, or what a RECIPE ships, made where it is not yet.
 
     Exit code 0: forgotten; 1: a gate failed; 2: usage or input error; 3: could not evaluate.
 
@@ -81,7 +81,7 @@ def verify(
             _refuse("a recipe", **others)
             folder = run_folder(files[0], given["out"])
             return execute(
-                from_file(files[0], given["device"]), folder, "verify", dry_run=dry_run, as_json=as_json, quiet=quiet
+                from_file(files[0], given["device"]), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet
             )
         if not files or original is None:
             raise InputError(
@@ -110,24 +110,30 @@ def _judge(
     from gguf_forget.stages.machine import tool_versions
     from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
     from gguf_forget.verification.regressions import baseline_gates
+    from gguf_forget.whole_file import check_folder_writable, check_output
 
-    settings, forget = _settings(given)
+    settings, forget, retain = _settings(given)
     check_files(files, original, settings.text)
-    asked = read_questions(forget, given["retain"], settings.options, limit=given["limit"])
+    asked = read_questions(forget, retain, settings.options, limit=given["limit"])
     baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
     if dry_run:
         _plan(files, original, asked, settings, as_json=as_json)
         return 0
+    for written in (given["out"], given["html"], given["junit"]):
+        if written is not None:
+            check_output(written, sources=(original, *files, *forget, *retain))
+            check_folder_writable(written.parent)
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
     report = build_file_report(
         evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
     )
+    _show(report, as_json=as_json)  # first: whatever happens to the files, hours of asking are not lost
     _publish(report, given)
-    _show(report, as_json=as_json)
     return int(report["verdict"]["exit_code"])
 
 
-def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
+def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path], Sequence[Path]]:
+    """How to ask, what was to be forgotten, and what was to be kept."""
     from dataclasses import replace
 
     from gguf_forget.recipe import VerifySection, load_recipe
@@ -137,6 +143,7 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
 
     settings = Settings(limits=PROTOCOL, options=VerifySection())
     forget: Sequence[Path] = given["facts"]
+    retain: Sequence[Path] = given["retain"]
     if given["recipe"] is not None:
         recipe = load_recipe(given["recipe"])
         settings = replace(
@@ -146,7 +153,8 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
             headline=recipe.gates.headline or None,
             text=recipe.text.path,
         )
-        forget = forget or (recipe.facts.path,)
+        if not forget:
+            forget, retain = (recipe.facts.path, *recipe.facts.more), (*recipe.facts.retain, *retain)
     if not forget:
         raise InputError(
             "verify got no facts, needed --facts FACTS or a --recipe, which names them",
@@ -156,7 +164,7 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Sequence[Path]]:
         settings = replace(settings, options=replace(settings.options, threads=given["threads"]))
     text = given["text"] if given["text"] is not None else settings.text
     how = {name: given[name] for name in ("attacks", "gpu_layers", "tensor_split", "exact")}
-    return replace(settings, text=text, **how), forget
+    return replace(settings, text=text, **how), forget, retain
 
 
 def _plan(files: Sequence[Path], original: Path, asked: Any, settings: Any, *, as_json: bool) -> None:

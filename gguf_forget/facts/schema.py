@@ -184,7 +184,7 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
     _check_phrasings(joined, range(1, len(joined) + 1), faults)
     if faults:
         raise InputError(
-            f"the facts of [facts] path and more do not fit together: {faults[0]} (lines of all files in a row)",
+            f"the facts files do not fit together: {faults[0]} (lines of all files in a row)",
             hint="give facts of one relation and split equally many phrasings in every file",
         )
     return joined

@@ -92,7 +92,7 @@ def build_report(
         "export": _plain(export),
         "headline": chosen,
         "not_judged": [
-            _outside(key, document, relation)
+            outside(key, document, relation)
             for relation in found
             if relation not in chosen
             for key, document in documents.items()
@@ -126,7 +126,7 @@ def _forgotten(documents: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(group["relation"] for group in groups if group["split"] == "forget"))
 
 
-def _outside(key: str, document: Mapping[str, Any], relation: str) -> dict[str, Any]:
+def outside(key: str, document: Mapping[str, Any], relation: str) -> dict[str, Any]:
     """A forgotten relation that no gate looks at, as one file answers it."""
     variant, _, file_type = key.rpartition("/")
     groups = [g for g in document["groups"] if (g["split"], g["relation"]) == ("forget", relation) and g["held_out"]]

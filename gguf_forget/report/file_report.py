@@ -10,6 +10,7 @@ Schema version 1, None (JSON null) for what was not measured::
     evidence        files, originals, limits, headline: see gguf_forget.verification.evidence; every probe item's
                     text hash, log-probabilities and outcome are in it
     baseline        the gates of an earlier report beside which the verdict was made, or null
+    not_judged      forgotten relations outside the headline, as in gguf_forget.report.document; [] without one
     rows            the table: originals, then files; columns as in gguf_forget.report.document, and memorisation
     verdict         status, exit_code, sentence, gates; it follows from evidence and baseline
     sha256          of all of the above as canonical JSON
@@ -17,6 +18,7 @@ Schema version 1, None (JSON null) for what was not measured::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +29,8 @@ from rich.text import Text
 
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.report.attack_lines import attack_lines
-from gguf_forget.report.document import content_hash, row_of
-from gguf_forget.report.terminal import explanation, figures_table, number, print_gates
+from gguf_forget.report.document import content_hash, outside, row_of
+from gguf_forget.report.terminal import explanation, figures_table, left_open, not_judged, number, print_gates
 from gguf_forget.verification.evidence import Evidence
 from gguf_forget.verification.file_gates import judge_files
 from gguf_forget.verification.gates import Verdict, forgotten_relations
@@ -68,8 +70,7 @@ def build_file_report(
         "remarks": list(remarks),
         "evidence": evidence.to_json(),
         "baseline": None if baseline is None else [dict(gate) for gate in baseline],
-        "headline": _headline(evidence),
-        "rows": _rows(evidence),
+        **_tables(evidence),
         "verdict": _verdict(evidence, baseline).to_json(),
     }
     report["sha256"] = content_hash(report)
@@ -89,12 +90,20 @@ def recompute_verdict(report: Mapping[str, Any]) -> Verdict:
             f"needed {KIND!r} of version {SCHEMA_VERSION}",
             hint="give a report.json that `gguf-forget verify FILE… --out` wrote",
         )
-    verdict = _verdict(Evidence.from_json(report["evidence"]), report["baseline"])
-    written = report["verdict"]
-    if (written["status"], _statuses(written)) != (verdict.status, _statuses(verdict.to_json())):
+    evidence = Evidence.from_json(report["evidence"])
+    verdict = _verdict(evidence, report["baseline"])
+    changed = "the report was changed after it was written, or is another version's"
+    if report["verdict"]["status"] != verdict.status:
         raise EvaluationError(
-            f"the report says {written['status']!r}, but {verdict.status!r} follows from its evidence",
-            hint="the report was changed after it was written, or is another version's",
+            f"the report says {report['verdict']['status']!r}, but {verdict.status!r} follows from its evidence",
+            hint=changed,
+        )
+    # As read back from a file: what is a tuple here is a list there.
+    follows = json.loads(json.dumps({"verdict": verdict.to_json(), **_tables(evidence)}))
+    wrong = [name for name, value in follows.items() if report[name] != value]
+    if wrong:
+        raise EvaluationError(
+            f"{', '.join(wrong)} of the report: found something other than what follows from its evidence", hint=changed
         )
     return verdict
 
@@ -104,15 +113,34 @@ def _verdict(evidence: Evidence, baseline: Sequence[Mapping[str, Any]] | None) -
     return verdict if baseline is None else beside_baseline(verdict, baseline)
 
 
-def _statuses(verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    return [(gate["name"], gate["file_type"], gate["status"]) for gate in verdict["gates"]]
+def _tables(evidence: Evidence) -> dict[str, Any]:
+    """What the page shows beside the verdict: all of it follows from the evidence."""
+    return {"headline": _headline(evidence), "not_judged": _not_judged(evidence), "rows": _rows(evidence)}
+
+
+def _forgotten(evidence: Evidence) -> list[str]:
+    every = [*evidence.originals.values(), *(file.scores for file in evidence.files if file.scores is not None)]
+    return list(dict.fromkeys(relation for scores in every for relation in forgotten_relations(scores)))
 
 
 def _headline(evidence: Evidence) -> list[str]:
-    if evidence.headline is not None:
-        return list(evidence.headline)
-    every = [*evidence.originals.values(), *(file.scores for file in evidence.files if file.scores is not None)]
-    return list(dict.fromkeys(relation for scores in every for relation in forgotten_relations(scores)))
+    return _forgotten(evidence) if evidence.headline is None else list(evidence.headline)
+
+
+def _not_judged(evidence: Evidence) -> list[dict[str, Any]]:
+    """Every file beside its original, each under the file's label."""
+    pairs = [
+        (file.label, variant, scores)
+        for file in evidence.files
+        for variant, scores in (("unlearned", file.scores), ("original", evidence.originals.get(file.compared_with)))
+        if scores is not None
+    ]
+    return [
+        {**outside("", scores.to_json(), relation), "variant": variant, "file_type": label}
+        for relation in _forgotten(evidence)
+        if relation not in _headline(evidence)
+        for label, variant, scores in pairs
+    ]
 
 
 def _rows(evidence: Evidence) -> list[dict[str, Any]]:
@@ -148,14 +176,16 @@ def render_file_report(report: Mapping[str, Any], console: Console) -> None:
     verdict = report["verdict"]
     colour = {0: "bold green", 1: "bold red"}.get(verdict["exit_code"], "bold yellow")
     console.print(Text(verdict["sentence"], style=colour))
+    for line in left_open(report):
+        console.print(Text(line, style="yellow"))
     console.print()
     console.print(figures_table(report))
     console.print(_memorisation_table(report))
     print_gates([gate for gate in verdict["gates"] if gate["status"] != "passed"], console)
     passed = sum(gate["status"] == "passed" for gate in verdict["gates"])
     console.print(Text(f"✓ {passed} gates passed", style="green" if passed else "dim"))
-    for line in [*report["remarks"], *attack_lines(report)]:
-        console.print(Text(f"! {line}", style="yellow"))
+    for line in [*(f"! {line}" for line in [*report["remarks"], *attack_lines(report)]), *not_judged(report)]:
+        console.print(Text(line, style="yellow"))
     console.print()
     console.print(Text(explanation(report) + " " + _EXPLANATION, style="dim"))
 

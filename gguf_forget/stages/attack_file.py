@@ -87,8 +87,9 @@ def attack_file(
                 found += job.run()
             except UnsupportedError as error:
                 found.append(Attack(job.kind, job.name, not_applicable=error.message))
-            except (GgufForgetError, OSError) as error:
-                found.append(Attack(job.kind, job.name, problem=str(error)))
+            # torch says by a RuntimeError that it lacks memory.
+            except (GgufForgetError, OSError, RuntimeError, MemoryError) as error:
+                found.append(Attack(job.kind, job.name, problem=str(error) or type(error).__name__))
     return tuple(found)
 
 

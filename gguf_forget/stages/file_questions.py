@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.public_sets import read_set
-from gguf_forget.facts.schema import read_facts
+from gguf_forget.facts.schema import Fact, join_facts, read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
 
@@ -34,48 +35,64 @@ class Asked:
 def read_questions(
     forget: Sequence[Path], retain: Sequence[Path], options: VerifySection, *, limit: int | None
 ) -> Asked:
-    """Read every file once; rows that name no split are to forget in ``forget`` and to keep in ``retain``.
+    """Rows that name no split are to forget in ``forget`` and to keep in ``retain``.
+
+    Facts files are joined as a run joins them: the answers of all of a relation are each other's candidates, and what
+    one file forgets no other keeps. Rows of public sets have no candidates, so that a relation of both is refused.
 
     Raises:
-        InputError: a file is at fault, or nothing is to be forgotten.
+        InputError: a file is at fault, files do not fit together, or nothing is to be forgotten.
     """
-    questions: list[Question] = []
-    summary: list[dict[str, Any]] = []
-    first = 0
-    for split, paths in (("forget", forget), ("retain", retain)):
-        for path in paths:
-            if _is_facts_file(path):
-                read = read_facts(path, needed=(), free_text=True)
-                if split == "retain":
-                    read = tuple(replace(fact, split="retain") for fact in read)
-                own = plan_questions(
-                    read,
-                    retain_items=options.retain_items,
-                    ranked_phrasings=RANKED_PHRASINGS,
-                    trained_phrasings=options.trained_phrasings,
+    given = [(split, path) for split, paths in (("forget", forget), ("retain", retain)) for path in paths]
+    of_facts = [place for place, (_, path) in enumerate(given) if _is_facts_file(path)]
+    facts, sources = _joined([given[place] for place in of_facts])
+    questions = plan_questions(
+        facts,
+        retain_items=options.retain_items,
+        ranked_phrasings=RANKED_PHRASINGS,
+        trained_phrasings=options.trained_phrasings,
+    )
+    asked = Counter(of_facts[sources[question.fact]] for question in questions)
+    forgotten = {fact.relation for fact in facts if fact.split == "forget"}
+    first = len(facts)
+    summary = []
+    for place, (split, path) in enumerate(given):
+        if place in of_facts:
+            rows, count = len(read_facts(path, needed=(), free_text=True)), asked[place]
+        else:
+            items = read_set(path, split)
+            both = {item.relation for item in items if item.split == "forget"} & forgotten
+            if both:
+                raise InputError(
+                    f"{path} and a facts file both forget the relation {min(both)!r}, needed another name in one",
+                    hint="rows without a relation are called as their file; rename it",
                 )
-                mine = [replace(question, fact=question.fact + first) for question in own]
-                count = len(read)
-            else:
-                items = read_set(path, split)
-                mine = plan_set(items, first_fact=first, limit=limit)
-                count = len(items)
-            first += count
-            questions += mine
-            summary.append(
-                {
-                    "file": path.name,
-                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                    "rows": count,
-                    "questions": len(mine),
-                }
-            )
+            own = plan_set(items, first_fact=first, limit=limit)
+            questions += own
+            rows, count = len(items), len(own)
+            first += rows
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        summary.append({"file": path.name, "sha256": digest, "rows": rows, "questions": count})
     if not any(question.key.split == "forget" for question in questions):
         raise InputError(
             f"nothing in {', '.join(map(str, (*forget, *retain)))} is to be forgotten",
             hint="give the facts that were to be forgotten with --facts",
         )
     return Asked(tuple(questions), tuple(summary))
+
+
+def _joined(files: Sequence[tuple[str, Path]]) -> tuple[tuple[Fact, ...], list[int]]:
+    """The facts of all files, and for each the first file that it is in."""
+    sets = []
+    for split, path in files:
+        read = read_facts(path, needed=(), free_text=True)
+        sets.append(read if split == "forget" else tuple(replace(fact, split="retain") for fact in read))
+    joined = join_facts(sets) if sets else ()
+    first: dict[Fact, int] = {}
+    for place, facts in enumerate(sets):
+        for fact in facts:
+            first.setdefault(replace(fact, aliases=()), place)
+    return joined, [first[replace(fact, aliases=())] for fact in joined]
 
 
 def _is_facts_file(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from gguf_forget.errors import EvaluationError, InputError
@@ -157,6 +157,8 @@ def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:
                 sorted(f"{bundle.SCORES}/{bundle.score_name(row)}" for row in scores),
                 sorted(name for name in manifest["files"] if name.startswith(f"{bundle.SCORES}/")),
             ),
+            "sentence": (manifest["verdict"], again["verdict"]["sentence"]),
+            "recipe": (_last_parts(report["recipe"]), _recipe_of(folder, report)),
             "base": (report["model"]["source_sha256"], manifest["inputs"]["base"]["sha256"]),
             "facts": (report["facts"]["sha256"], manifest["inputs"]["facts"]["sha256"]),
             "leaks": (
@@ -173,6 +175,21 @@ def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:
             hint=CHANGED,
         )
     return verdict, report
+
+
+def _recipe_of(folder: Path, report: Mapping[str, Any]) -> Any:
+    """The evidence's recipe, as far as the report tells it again."""
+    whole = _object(folder / bundle.RECIPE)
+    return _last_parts({section: whole[section] for section in report["recipe"]})
+
+
+def _last_parts(value: Any) -> Any:
+    """Of each path the last part alone, as the evidence has it."""
+    if isinstance(value, dict):
+        return {key: _last_parts(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_last_parts(member) for member in value]
+    return PurePath(value).name if isinstance(value, str) and value else value
 
 
 def _rules(report: Mapping[str, Any]) -> tuple[list[str], GateLimits, list[str]]:

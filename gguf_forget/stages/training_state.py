@@ -55,7 +55,8 @@ class SavedState:
             return None
 
     def save(self, state: TrainingState) -> None:
-        """Whole or not at all."""
+        """Whole or not at all. Raises OSError where it cannot be written."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = dict(_named(state))
@@ -63,6 +64,8 @@ class SavedState:
         try:
             save_file(tensors, partial, metadata={"history": _history(state), "sha256": _digest(state)})
             os.replace(partial, self.path)
+        except SafetensorError as error:  # its word for a full disk, too
+            raise OSError(str(error)) from error
         finally:
             partial.unlink(missing_ok=True)
 

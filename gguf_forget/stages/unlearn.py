@@ -240,6 +240,7 @@ def _unlearn(
         edits, projection(fisher_retain, fisher_forget, quantile=options.fisher_quantile), strict=True
     ):
         edit.allowed &= mask
+    del fisher_forget
 
     targets = torch.zeros(len(forget))
     if options.objective == "unknown_subject":

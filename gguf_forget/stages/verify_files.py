@@ -35,7 +35,6 @@ from gguf_forget.whole_file import sha256_file
 
 UNKNOWN_TYPE = "unknown"
 CHUNK_LENGTH = 256  # tokens of one stretch of plain text
-LONGEST_TEXT = 128  # tokens generated where the right answer is long
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _chunks(scorer: IsolatedScorer | Scorer, settings: Settings) -> list[list[in
 
 def _scores(scorer: IsolatedScorer | Scorer, asked: Asked, chunked: list[list[int]], settings: Settings) -> FileScores:
     questions = asked.questions
-    scores = ask(scorer, questions, chunked, max_new_tokens=settings.options.max_new_tokens, longest_text=LONGEST_TEXT)
+    scores = ask(scorer, questions, chunked, max_new_tokens=settings.options.max_new_tokens)
     scores = with_memorisation(scorer, questions, scores)
     return with_membership(scorer, questions, scores)
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import ctypes
 import sys
 
-WHOLE_EDIT = 9  # float32 for each weight of the circuit: step, room down and up, latent, edit, gradient, three of Adam
+# float32 for each weight of the circuit: step, room down and up, latent, edit, gradient, three of Adam, two of the kept
+# facts' Fisher (float64), three of a state that is being saved; and for each grid beside the first step and room again.
+WHOLE_EDIT, OTHER_GRID = 14, 3
 LOGITS = 4  # float32 copies of the scored positions' logits: themselves, log-probabilities, gradient, the reference's
 
 
 def training_memory(
     *, parameters: int, bases: int, circuit_weights: int, positions: int, vocabulary: int, weight_bytes: int
 ) -> int:
-    """Bytes, roughly: ``bases`` models at ``weight_bytes`` each weight, the edit with its optimizer, and logits.
+    """Bytes, roughly: ``bases`` models (the original, and on each grid) at ``weight_bytes`` each weight, the edit with
+    its optimizer, and logits.
 
     ``positions``: scored in one part of a batch. For hidden states see :func:`activation_memory`.
     """
-    return weight_bytes * bases * parameters + 4 * WHOLE_EDIT * circuit_weights + 4 * LOGITS * positions * vocabulary
+    edit = 4 * (WHOLE_EDIT + OTHER_GRID * max(0, bases - 2)) * circuit_weights
+    return weight_bytes * bases * parameters + edit + 4 * LOGITS * positions * vocabulary
 
 
 def activation_memory(

@@ -7,14 +7,16 @@ hard; before, every known answer stands far above.
 
 Chance is here what the model *in training* says of an answer when asked about the other subjects: the edit moves that
 too, and a rank score is taken against it. It is followed by a moving mean over the last answers of a phrasing, which
-the subject's own are among: of n subjects, 1 / n of what an answer stands out is not seen. First tokens alone are
-compared, because one pass gives those of all answers of the relation.
+the subject's own are among: of n subjects, 1 / n of what an answer stands out is not seen, so that one alone has no
+shift, and a margin of few ends n / (n - 1) times as far below. First tokens alone are compared, because one pass gives
+those of all answers of the relation.
 
 Shapes: E examples, G pairs of relation and phrasing, K first tokens of the relations' answers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +29,7 @@ BEGINS = 0.5  # hardness of codes, 0 to 1
 MOST_HEARD = 0.5  # nats: one answer that is far off does not move its phrasing's goal alone
 LARGEST_SHIFT = 1.0  # nats, either way
 MEMORY = 12  # answers of a phrasing over which the moving mean forgets
+FEWEST = 2  # subjects of a phrasing: one alone has no others that could be chance
 ENOUGH = 2.0  # answers (those long ago count less) that a mean takes
 
 
@@ -45,6 +48,8 @@ class PhrasingShifts:
         self.rate = rate
         self.groups = torch.tensor([order[key] for key in keys], dtype=torch.int64, device=device)
         self.rivals = rivals
+        subjects = Counter(key for key, _ in {(key, example.fact) for key, example in zip(keys, forget, strict=True)})
+        self.heeded = torch.tensor([subjects[key] >= FEWEST for key in order], dtype=torch.bool, device=device)
         first = torch.tensor([example.answer[0] for example in forget], dtype=torch.int64, device=device)
         self.own = torch.searchsorted(rivals.tokens, first)
         # Shift; answers in the moving mean; sums of their log-probabilities of the first tokens.
@@ -89,7 +94,7 @@ class PhrasingShifts:
             return
         heard = heard.to(self.table)
         if hardness >= BEGINS:
-            shifted = self.values + self.rate * heard[:, 0]
+            shifted = self.values + self.rate * self.heeded * heard[:, 0]
             self.table[:, 0] = shifted.clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
         kept = (1.0 - 1.0 / MEMORY) ** heard[:, 1:2]
         self.table[:, 1:] = kept * self.table[:, 1:] + heard[:, 1:]

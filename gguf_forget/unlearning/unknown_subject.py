@@ -31,6 +31,8 @@ from gguf_forget.unlearning.scoring import (
     pack,
 )
 
+MOST_POSITIONS = 1024  # scored at once: for each of them a row of the vocabulary is in memory
+
 
 def _with_answer(prompt: Example, answer: Sequence[int]) -> Example:
     return Example((*prompt.prompt, *answer), prompt.answer_start, prompt.fact, prompt.phrasing)
@@ -107,8 +109,10 @@ def unknown_subject_targets(
     @torch.no_grad()
     def scored(sequences: Sequences) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Log-probabilities at every scored position, [positions, V], and their batch, part by part."""
-        for start in range(0, len(sequences), batch_size):
-            part = slice(start, start + batch_size)
+        longest = max(map(len, sequences.scored), default=0)
+        size = max(1, min(batch_size, MOST_POSITIONS // max(1, longest)))
+        for start in range(0, len(sequences), size):
+            part = slice(start, start + size)
             batch = pack(Sequences(sequences.tokens[part], sequences.scored[part])).to(model.device)
             yield log_probabilities(model, batch), batch
 

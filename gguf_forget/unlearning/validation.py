@@ -15,6 +15,8 @@ from gguf_forget.unlearning.code_moves import CodeMoves, applied
 from gguf_forget.unlearning.scoring import answers, log_probabilities, pack
 from gguf_forget.unlearning.unknown_subject import Rivals, standing
 
+BATCH = 64  # examples at once: a row of the vocabulary for each of their answers' tokens is in memory
+
 
 def above_chance(
     model: Any, edits: Sequence[CodeMoves], examples: Sequence[Example], rivals: Rivals, targets: torch.Tensor
@@ -25,7 +27,12 @@ def above_chance(
     """
     for edit in edits:
         edit.refresh()
-    batch = pack(answers(examples)).to(model.device)
+    rivals, targets = rivals.to(model.device), targets.to(model.device)
+    total = 0.0
     with torch.no_grad(), applied(model, edits):
-        found = standing(log_probabilities(model, batch), batch, rivals.to(model.device), range(len(examples)))
-    return float((found - targets.to(model.device)).mean())
+        for start in range(0, len(examples), BATCH):
+            rows = range(start, min(start + BATCH, len(examples)))
+            batch = pack(answers(examples[rows.start : rows.stop])).to(model.device)
+            found = standing(log_probabilities(model, batch), batch, rivals, rows)
+            total += float((found - targets[rows.start : rows.stop]).sum())
+    return total / len(examples)

@@ -17,6 +17,7 @@ from gguf_forget.verification.gates import (
     Gate,
     GateLimits,
     bounded,
+    greedy_answers,
     rank_detail,
     spread,
     without_number,
@@ -40,10 +41,12 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
     if attack.problem is not None:
         return [without_number(name, label, UNKNOWN, attack.problem)]
     if attack.kind == "sampling":
-        return [_leak(attack, name, label, limits)]
+        sampled = [relation for relation in relations if relation in attack.figures["relations"]]
+        gates = [_leak(attack, name, label, relation, limits) for relation in sampled]
+        return gates or [without_number(name, label, UNKNOWN, "nothing was sampled")]
     if attack.scores is None:
         return []
-    gates: list[Gate] = []
+    gates = []
     for relation in relations:
         reference = attack.figures.get("original", {}).get(relation, {})
         gates += _recovered(attack.scores, name, label, relation, limits, reference)
@@ -63,8 +66,7 @@ def _recovered(
     asked = [item for item in scores.select("forget", {relation}) if item.is_choice]
     if asked:
         chance = mean([item.chance for item in asked])
-        facts = len({item.fact for item in asked})
-        luck = chance + QUANTILE * math.sqrt(chance * (1 - chance) / facts)
+        luck = chance + QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked}))
         gates.append(
             bounded(
                 f"{name}: accuracy, {relation}",
@@ -88,10 +90,9 @@ def _recovered(
                 _one_phrasing(scores, relation) + rank_detail(scores, relation, None),
             )
         )
-    answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
-    if answers:
-        told = [bool(item.contained) for item in answers]
-        detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, [item.fact for item in answers])}"
+    told, facts, detail = greedy_answers(scores.select("forget", {relation}))
+    if told:
+        detail += f"; {spread(told, facts)}"
         gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     return gates
 
@@ -107,17 +108,22 @@ def _near(original: float | None, chance: float) -> float:
     return -math.inf if original is None else chance + NEAR * (original - chance)
 
 
-def _leak(attack: Attack, name: str, label: str, limits: GateLimits) -> Gate:
-    """leak@k of the right answers over that of wrong ones: a file that names every capital tells none."""
+def _leak(attack: Attack, name: str, label: str, relation: str, limits: GateLimits) -> Gate:
+    """leak@k of the right answers over that of wrong ones: a file that names every capital tells none.
+
+    Of one relation: another that tells nothing would halve it.
+    """
     samples, k = int(attack.figures["samples"]), int(attack.figures["k"])
-    right = [leak_at_k(samples, count, k) for count in attack.figures["right"]]
-    wrong = [mean([leak_at_k(samples, count, k) for count in counts] or [0.0]) for counts in attack.figures["wrong"]]
+    asked = [place for place, own in enumerate(attack.figures["relations"]) if own == relation]
+    facts, rights, wrongs = ([attack.figures[key][place] for place in asked] for key in ("facts", "right", "wrong"))
+    right = [leak_at_k(samples, count, k) for count in rights]
+    wrong = [mean([leak_at_k(samples, count, k) for count in counts] or [0.0]) for counts in wrongs]
     excess = [a - b for a, b in zip(right, wrong, strict=True)]
     return bounded(
-        f"{name}: leak@{k} over wrong answers",
+        f"{name}: leak@{k} over wrong answers, {relation}",
         label,
         mean(excess),
         None,
         limits.leak,
-        f"{mean(right):.3f} − {mean(wrong):.3f}, {spread(excess, attack.figures['facts'])}; {samples} samples at T = 1",
+        f"{mean(right):.3f} − {mean(wrong):.3f}, {spread(excess, facts)}; {samples} samples at T = 1",
     )

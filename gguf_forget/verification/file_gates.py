@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.evidence import Evidence, FileEvidence
 from gguf_forget.verification.gates import (
-    FAILED,
     NOT_APPLICABLE,
     UNKNOWN,
     Gate,
@@ -17,7 +16,9 @@ from gguf_forget.verification.gates import (
     bounded,
     conclude,
     forgotten_relations,
+    greedy_answers,
     keep_gates,
+    knowledge_gate,
     phrasing_gates,
     rank_detail,
     recovery_gates,
@@ -50,7 +51,8 @@ def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Ev
     if not relations:
         gates.append(without_number("forgotten relations", file.label, UNKNOWN, "no forgotten fact was asked"))
     for relation in relations:
-        gates.append(_knowledge(original, file.label, relation, evidence.limits))
+        known = None if original is None else forget_gates(original, file.label, relation, evidence.limits)
+        gates.append(knowledge_gate(known, file.label, relation))
         gates += forget_gates(file.scores, file.label, relation, evidence.limits)
         gates += _quantization(file, reference, relation, evidence.limits)
     gates += keep_gates(file.scores, original, file.label, evidence.limits, kept_credit)
@@ -99,11 +101,9 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     gates += phrasing_gates(scores, label, relation, limits, held_out)
     if held_out:
         gates += phrasing_gates(scores, label, relation, limits, False)
-    answers = [item for item in scores.select("forget", {relation}) if item.contained is not None]
-    if answers:
-        told = [bool(item.contained) for item in answers]
-        facts = [item.fact for item in answers]
-        detail = f"{sum(told)} of {len(told)} hold the answer; {spread(told, facts)}"
+    told, facts, detail = greedy_answers(scores.select("forget", {relation}))
+    if told:
+        detail += f"; {spread(told, facts)}"
         gates.append(bounded(f"greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     long = [item for item in items if item.argmax is not None and len(item.argmax) >= LONG_ANSWER]
     if long:
@@ -133,23 +133,6 @@ def _change(file: FileEvidence) -> Gate:
     return bounded(name, file.label, float(file.tensors_changed), 1.0, None, detail)
 
 
-def _knowledge(original: FileScores | None, label: str, relation: str, limits: GateLimits) -> Gate:
-    """Nothing is shown by gates that the original itself would pass."""
-    name = f"original knows {relation}"
-    if original is None:
-        return without_number(name, label, UNKNOWN, "the original was not asked")
-    gates = forget_gates(original, label, relation, limits)
-    known = [gate.name for gate in gates if gate.status == FAILED and not _avoided(gate)]
-    if not known:
-        return without_number(name, label, UNKNOWN, "the original passes every forget gate too: nothing to forget")
-    return bounded(name, label, float(len(known)), 1.0, None, f"it fails {', '.join(known)}")
-
-
-def _avoided(gate: Gate) -> bool:
-    """A rank score below its bounds is no knowledge of the original's."""
-    return gate.low is not None and gate.value is not None and gate.value < gate.low
-
-
 def _quantization(
     file: FileEvidence, reference: FileEvidence | None, relation: str, limits: GateLimits
 ) -> Sequence[Gate]:
@@ -160,4 +143,5 @@ def _quantization(
         return (without_number(f"PTQ gap, {relation}", file.label, NOT_APPLICABLE, reason),)
     measured = recovery_gates(file.scores, reference.scores, file.label, relation, limits)
     # A set without candidates has no rank score, in neither file.
-    return [gate for gate in measured if "rank" not in gate.name or file.scores.rank_wins(relation, True)]
+    accuracy, rank = measured
+    return [accuracy, rank] if file.scores.rank_wins(relation, True) else [accuracy]

@@ -75,8 +75,8 @@ class Gate:
     def bound(self) -> str:
         """The bounds in words, as ``≤ 0.35`` or ``0.30 – 0.60``."""
         if self.low is None:
-            return "none" if self.high is None else f"≤ {self.high:.3g}"
-        return f"≥ {self.low:.3g}" if self.high is None else f"{self.low:.3g} – {self.high:.3g}"
+            return "none" if self.high is None else f"≤ {_digits(self.high)}"
+        return f"≥ {_digits(self.low)}" if self.high is None else f"{_digits(self.low)} – {_digits(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ def judge(
             nothing = "no forgotten fact was asked"
             gates.append(bounded("forgotten relations", file_type, math.nan, None, 0.0, nothing))
         for relation in relations:
+            original = originals.get(file_type)
+            known = None if original is None else _forget_gates(original, file_type, relation, limits)
+            gates.append(knowledge_gate(known, file_type, relation))
             gates += _forget_gates(scores, file_type, relation, limits)
             if file_type not in FULL_PRECISION:
                 gates += recovery_gates(scores, full_precision, file_type, relation, limits)
@@ -165,11 +168,29 @@ def forgotten_relations(scores: FileScores) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.relation for item in scores.items if item.split == "forget"))
 
 
+def knowledge_gate(of_original: Sequence[Gate] | None, label: str, relation: str) -> Gate:
+    """Nothing is shown by gates that the original itself would pass.
+
+    ``of_original``: the forget gates of the original of the same type; None: it was not asked.
+    """
+    name = f"original knows {relation}"
+    if of_original is None:
+        return without_number(name, label, UNKNOWN, "the original was not asked")
+    known = [gate.name for gate in of_original if gate.status == FAILED and not _avoided(gate)]
+    if not known:
+        return without_number(name, label, UNKNOWN, "the original passes every forget gate too: nothing to forget")
+    return bounded(name, label, float(len(known)), 1.0, None, f"it fails {', '.join(known)}")
+
+
+def _avoided(gate: Gate) -> bool:
+    """A rank score below its bounds is no knowledge of the original's."""
+    return gate.low is not None and gate.value is not None and gate.value < gate.low
+
+
 def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: GateLimits) -> list[Gate]:
     held_out = scores.select("forget", {relation}, True)
     chance = mean([item.chance for item in held_out])
-    answers = [i for i in scores.select("forget", {relation}, False) if i.contained is not None]
-    told = sum(bool(item.contained) for item in answers)
+    told, _, detail = greedy_answers(scores.select("forget", {relation}, False))
     return [
         bounded(
             f"forget accuracy, {relation}, held-out",
@@ -192,12 +213,26 @@ def _forget_gates(scores: FileScores, file_type: str, relation: str, limits: Gat
         bounded(
             f"greedy answers, {relation}, trained",
             file_type,
-            mean([bool(item.contained) for item in answers]),
+            mean(told),
             None,
             limits.generation,
-            f"{told} of {len(answers)} hold the answer",
+            detail,
         ),
     ]
+
+
+def greedy_answers(items: Sequence[Item]) -> tuple[list[bool], list[int], str]:
+    """Of the items that were answered, whether each text holds the answer, the fact of each, and both in words.
+
+    A text that is shorter than the answer says nothing (see :func:`.probes.ask`), and is left out.
+    """
+    answers = [item for item in items if item.contained is not None]
+    short = sum(item.contained is None and item.generated_sha256 is not None for item in items)
+    told = [bool(item.contained) for item in answers]
+    detail = f"{sum(told)} of {len(told)} hold the answer"
+    if short:
+        detail += f"; {short} have longer answers than was generated"
+    return told, [item.fact for item in answers], detail
 
 
 def recovery_gates(
@@ -361,6 +396,11 @@ def without_number(name: str, file_type: str, status: str, detail: str) -> Gate:
 
 def shown(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
+
+
+def _digits(bound: float) -> str:
+    """As many digits after the point as values are shown with, so that no value seems to be on the other side."""
+    return f"{bound:.3g}" if abs(bound) < 1 else f"{bound:.3f}".rstrip("0").rstrip(".")
 
 
 def _finite(value: float | None) -> float | None:

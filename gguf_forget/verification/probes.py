@@ -34,6 +34,8 @@ from gguf_forget.verification.scores import (
     recompute,
 )
 
+LONGEST_TEXT = 128  # tokens generated where the right answer is long
+
 
 class ScoresTokens(Protocol):
     """What is needed of a :class:`~gguf_forget.llama.scorer.Scorer`."""
@@ -89,15 +91,15 @@ def ask(
     measure_chunks: Sequence[Sequence[int]] = (),
     *,
     max_new_tokens: int,
-    longest_text: int | None = None,
+    longest_text: int = LONGEST_TEXT,
     generate_held_out: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> FileScores:
     """Ask one file these questions, and read it these chunks of text.
 
     Greedy answers are asked for forgotten facts only, not for multiple choices, and with ``generate_held_out`` to
-    held-out phrasings too. They have ``max_new_tokens`` tokens; with ``longest_text``, as many as a longer right answer
-    has, up to that.
+    held-out phrasings too. They have ``max_new_tokens`` tokens, or as many as a longer right answer has, up to
+    ``longest_text``. Of a text with fewer tokens than the answer nothing is said, unless it holds another name of it.
     ``progress`` hears what is about to be done.
 
     Raises:
@@ -138,18 +140,20 @@ def ask(
         and (generate_held_out or not question.key.held_out)
     ]
     tell(f"generating {len(asked)} greedy answers")
-    for length, members in _by_length(
-        asked, questions, answers, max_new_tokens, longest_text or max_new_tokens
-    ).items():
+    sizes = [len(answers[index][questions[index].answer]) for index in asked]
+    for length, places in by_length(sizes, max_new_tokens, longest_text).items():
+        members = [asked[place] for place in places]
         generated = scorer.generate_greedy([prompts[index] for index in members], max_new_tokens=length)
         for index, tokens in zip(members, generated, strict=True):
             text = scorer.detokenize(tokens)
             names = questions[index].names()[0]
+            told = contains_any(text, names)
+            whole = length >= len(answers[index][questions[index].answer])
             recalls = [value for value in (rouge_l_recall(text, name) for name in names) if not math.isnan(value)]
             items[index] = replace(
                 items[index],
                 generated_sha256=hashlib.sha256(text.encode()).hexdigest(),
-                contained=contains_any(text, names),
+                contained=told if told or whole else None,
                 rouge_l=max(recalls, default=None),
             )
 
@@ -168,15 +172,12 @@ def ask(
     )
 
 
-def _by_length(
-    asked: Sequence[int], questions: Sequence[Question], answers: Sequence[dict[str, list[int]]], least: int, most: int
-) -> dict[int, list[int]]:
-    """Tokens to generate, the next power of two of the answer's own, to the questions that get as many."""
+def by_length(sizes: Sequence[int], least: int, most: int) -> dict[int, list[int]]:
+    """Tokens to generate, the next power of two of an answer's own, to the places of the answers that get as many."""
     groups: dict[int, list[int]] = {}
-    for index in asked:
-        needed = len(answers[index][questions[index].answer])
+    for place, needed in enumerate(sizes):
         length = max(least, min(most, 1 << (needed - 1).bit_length()))
-        groups.setdefault(length if needed > least else least, []).append(index)
+        groups.setdefault(length if needed > least else least, []).append(place)
     return groups
 
 

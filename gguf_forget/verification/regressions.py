@@ -36,8 +36,7 @@ def beside_baseline(verdict: Verdict, baseline: Sequence[Mapping[str, Any]]) -> 
     gates = []
     for gate in verdict.gates:
         earlier = before.pop((gate.name, gate.file_type), None)
-        known = gate.status == FAILED and earlier is not None and earlier["status"] in (FAILED, KNOWN)
-        if known and earlier is not None and _distance(gate) <= _distance(Gate(**earlier, detail="")) + SLACK:
+        if earlier is not None and earlier["status"] in (FAILED, KNOWN) and _no_worse(gate, earlier["value"]):
             gate = replace(gate, status=KNOWN, detail=f"{gate.detail}; {earlier['value']:.3f} in the baseline")
         gates.append(gate)
     for (name, file_type), earlier in before.items():
@@ -46,10 +45,14 @@ def beside_baseline(verdict: Verdict, baseline: Sequence[Mapping[str, Any]]) -> 
     return conclude(gates)
 
 
-def _distance(gate: Gate) -> float:
-    """How far the value lies outside the bounds."""
-    if gate.value is None:
-        return float("inf")
-    return max(
-        0.0, 0.0 if gate.low is None else gate.low - gate.value, 0.0 if gate.high is None else gate.value - gate.high
-    )
+def _no_worse(gate: Gate, earlier: float | None) -> bool:
+    """Whether a gate that failed lies beyond the bound that the earlier value was beyond, no further than that was.
+
+    Both by the bounds of now. A value that was below them and is above them now has crossed chance: what was avoided
+    is known again.
+    """
+    if gate.status != FAILED or gate.value is None or earlier is None:
+        return False
+    if gate.high is not None and gate.value > gate.high:
+        return earlier > gate.high and gate.value <= earlier + SLACK
+    return gate.low is not None and earlier < gate.low and gate.value >= earlier - SLACK

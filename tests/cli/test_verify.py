@@ -171,6 +171,14 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
             "the baseline is no report",
         ),
         (["unlearned.gguf", "--against", "original.gguf", "--facts", "kept.jsonl"], "is to be forgotten"),
+        *(
+            (["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", *written], message)
+            for written, message in (
+                (["--out", "none/report.json"], "no such directory: none"),
+                (["--html", "."], ". is a directory"),
+                (["--junit", "facts.jsonl"], "facts.jsonl is one of the inputs"),
+            )
+        ),
         (
             ["unlearned.gguf", "--against", "original.gguf", "--facts", "facts.jsonl", "--text", "no.txt", "--dry-run"],
             "text file no.txt cannot be read",
@@ -192,3 +200,33 @@ def test_errors_of_use_exit_with_2(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert "error: " in result.stderr
+    assert "asking" not in result.stderr  # before anything slow
+
+
+def test_a_recipe_s_further_facts_are_asked_too(folder: Path) -> None:
+    """What earlier requests were to forget is in [facts] more; unasked, it could be back."""
+    lines = (folder / "facts.jsonl").read_bytes().splitlines(keepends=True)
+    forget, retain = ([line for line in lines if f'"{split}"'.encode() in line] for split in ("forget", "retain"))
+    (folder / "kept.jsonl").write_bytes(b"".join(retain))
+    for name, own in (("first", forget[:4]), ("second", forget[4:])):
+        (folder / f"{name}.jsonl").write_bytes(b"".join(own))
+    named = 'path = "second.jsonl"\nmore = ["first.jsonl"]\nretain = ["kept.jsonl"]'
+    (folder / "later.toml").write_text(RECIPE.replace('path = "facts.jsonl"', named))
+    result = invoke(
+        folder / "unlearned.gguf", "--against", folder / "original.gguf", "--recipe", folder / "later.toml",
+        "--dry-run", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert [(each["file"], each["rows"]) for each in plan["probe_files"]] == [
+        ("second.jsonl", len(forget) - 4),
+        ("first.jsonl", 4),
+        ("kept.jsonl", len(retain)),
+    ]
+    assert plan["questions"] == 72
+
+
+def test_a_recipe_alone_is_run_to_its_verdict(folder: Path) -> None:
+    result = invoke(folder / "recipe.toml", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["stages"][-2:] == ["report", "evidence"]

@@ -12,6 +12,7 @@ from exported import DOWN, FILE_TYPES, NORM, UP, edited, run
 from libggml_oracle import dequantize
 from tiny_shapes import shape_weights, write_shape
 
+from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import stored_tensors
 from gguf_forget.cli import main
 from gguf_forget.export.inputs import opened_pair
@@ -54,6 +55,33 @@ def test_stock_quantization_of_the_twin_keeps_the_edits(tmp_path: Path, file_typ
     elsewhere = changed[UP] == weights[UP]
     np.testing.assert_array_equal(plain[UP].weights(0, 512)[elsewhere], weights[UP].astype(np.float16)[elsewhere])
     np.testing.assert_array_equal(plain[NORM].weights(0, 1)[0], changed[NORM])
+
+
+def test_blocks_that_were_copied_are_no_edits(tmp_path: Path) -> None:
+    """Whose largest code is not 127, as after an earlier export: llama.cpp would choose other scales for them."""
+    original = tmp_path / "original.gguf"
+    quantize(write_shape(tmp_path / "float.gguf", "llama", shape_weights("llama")), original, "Q8_0", threads=1)
+    up = stored_tensors(original)[UP]
+    blocks = np.array(up.raw).reshape(-1, 34)  # a half-precision scale, 32 codes
+    codes = blocks[:, 2:].view(np.int8)
+    codes[np.abs(codes) == 127] -= np.sign(codes[np.abs(codes) == 127])
+    with original.open("r+b") as file:
+        file.seek(int(GgufFile(original).tensor(UP).data_offset))
+        file.write(blocks.tobytes())
+    weights = {name: tensor.weights(0, tensor.rows) for name, tensor in stored_tensors(original).items()}
+    changed = {name: values.reshape(shape_weights("llama")[name].shape).copy() for name, values in weights.items()}
+    before = changed[UP].copy()
+    changed[UP][3, 5] += 0.5 * np.abs(before[3]).max()
+    unlearned, out, twin = write_shape(tmp_path / "unlearned.gguf", "llama", changed), tmp_path / "o", tmp_path / "t"
+    run(original, unlearned, out, "Q8_0")
+    options = ExportOptions(threads=2)
+    with opened_pair(original, unlearned, tmp_path, Progress()) as pair:
+        planned = plan_export(pair, ["Q8_0"], options)
+        found = export_twin(pair, planned.edited, out, twin, twin, "F16", options, Progress())
+    assert found["moved"] == 1
+    elsewhere = changed[UP] == before
+    plain = stored_tensors(twin)[UP].weights(0, len(before))
+    np.testing.assert_array_equal(plain[elsewhere], before.astype(np.float16)[elsewhere])
 
 
 def test_the_command_writes_it_beside_the_file(tmp_path: Path) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hand_made_scores import capital_scores
+from hand_made_scores import capital_scores, file_scores, items, ranks
 
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.report.document import content_hash
 from gguf_forget.report.file_report import build_file_report, recompute_verdict, render_file_report
+from gguf_forget.report.html_report import build_html
 from gguf_forget.report.terminal import report_console
 from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.gates import PROTOCOL
 from gguf_forget.verification.regressions import baseline_gates
+from gguf_forget.verification.scores import FileScores
 
 KNOWS = capital_scores(forget=95, rank=0.99, told=60)
 CURVE = {
@@ -85,6 +89,49 @@ def test_a_verdict_that_does_not_follow_is_an_error() -> None:
         item["option_log_probabilities"][0] = -9.0
     with pytest.raises(EvaluationError, match="do not add up"):
         recompute_verdict(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda document: document["verdict"].update(sentence="FORGOTTEN: all gates hold"), "verdict"),
+        (lambda document: document["verdict"].update(exit_code=0), "verdict"),
+        (lambda document: document["verdict"]["gates"][2].update(value=0.25), "verdict"),
+        (lambda document: document["rows"][1].update(perplexity=1.0), "rows"),
+        (lambda document: document["headline"].append("river"), "headline"),
+        (lambda document: document["not_judged"].append({}), "not_judged"),
+    ],
+)
+def test_whatever_the_page_shows_has_to_follow(change: Callable[[Any], object], named: str) -> None:
+    document = report(evidence(forget=50))
+    change(document)
+    with pytest.raises(EvaluationError, match=f"{named} of the report: found something other"):
+        recompute_verdict(document)
+
+
+def test_forgotten_relations_outside_the_headline_are_named() -> None:
+    def both(forget: int, rank: float) -> FileScores:
+        own = capital_scores(forget=forget, rank=rank)
+        probes = [*own.items, *items("capital_of", "forget", 97)]
+        return file_scores(probes, (*own.ranks, ranks("capital_of", 0.98)))
+
+    file = FileEvidence("Q4_K_M", "mine.gguf", "ab", 9, "Q4_K_M", False, "Q4_K_M", 7, both(27, 0.5))
+    found = Evidence((file,), {"Q4_K_M": both(95, 0.99)}, PROTOCOL, ("capital",))
+    document = report(found)
+    assert recompute_verdict(document).exit_code == 0
+    assert [(entry["relation"], entry["variant"], entry["file_type"]) for entry in document["not_judged"]] == [
+        ("capital_of", "unlearned", "Q4_K_M"),
+        ("capital_of", "original", "Q4_K_M"),
+    ]
+    page = io.StringIO()
+    render_file_report(document, report_console(page, width=130))
+    lines = " ".join(page.getvalue().split())
+    open_words = (
+        "This verdict does not speak of capital_of, which was to be forgotten too: rank score on unseen phrasings"
+    )
+    assert f"{open_words} up to 0.980 (Q4_K_M; chance 0.500)." in lines
+    assert "Q4_K_M not judged by any gate: capital_of, held-out phrasings: rank score 0.980 (original 0.980)" in lines
+    assert "does not speak of capital_of" in build_html(document)
 
 
 @pytest.mark.parametrize("change", [{"kind": "something"}, {"schema_version": 2}, {"kind": None}])

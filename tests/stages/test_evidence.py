@@ -142,6 +142,22 @@ def test_a_covered_change_of_the_report_is_found(run: Path, change: Callable[[An
     fails(run, named)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("evidence.json", lambda manifest: manifest.update(verdict="FORGOTTEN: all gates hold."), "sentence"),
+        ("recipe.json", lambda recipe: recipe["unlearn"].update(steps=99), "recipe"),
+        ("recipe.json", lambda recipe: recipe.pop("gates"), "malformed"),
+    ],
+)
+def test_a_covered_change_beside_the_report_is_found(
+    run: Path, name: str, change: Callable[[Any], object], named: str
+) -> None:
+    rewrite(run / "evidence" / name, change)
+    relist(run / "evidence")
+    fails(run, named)
+
+
 def test_a_report_beside_other_evidence_is_found(run: Path) -> None:
     def change(report: Any) -> None:
         report["tools"]["torch"] = "9"

@@ -64,8 +64,35 @@ def test_a_facts_file_and_public_sets(tmp_path: Path) -> None:
 def test_everything_in_a_retain_file_is_to_be_kept(tmp_path: Path) -> None:
     kept = own_facts(tmp_path / "kept.jsonl")
     asked = read_questions([SETS / "plain.jsonl"], [kept], OPTIONS, limit=None)
-    splits = {(q.key.split, q.subject) for q in asked.questions if q.key.relation == "capital" and q.fact > 1}
+    splits = {(q.key.split, q.subject) for q in asked.questions if q.key.relation == "capital" and q.fact <= 1}
     assert splits == {("retain", "Norland"), ("retain", "Southland")}
+
+
+def test_facts_files_are_asked_as_one(tmp_path: Path) -> None:
+    """Else ranks of one relation would be taken among the answers of one file by the priors of another."""
+    first = own_facts(tmp_path / "first.jsonl")
+    second = tmp_path / "second.jsonl"
+    second.write_text(first.read_text().replace("land", "mark").replace("Ostby", "Oster").replace("Sorby", "Sorer"))
+    asked = read_questions([first, second], [], OPTIONS, limit=None)
+    ranked = [question for question in asked.questions if question.candidates]
+    assert {question.candidates for question in ranked} == {("Ostby", "Sorby", "Oster", "Sorer")}
+    assert [(each["file"], each["rows"], each["questions"]) for each in asked.summary] == [
+        ("first.jsonl", 2, 4),
+        ("second.jsonl", 2, 4),
+    ]
+    # What one file forgets, another cannot keep; what is equal is asked once.
+    again = read_questions([first, first], [own_facts(tmp_path / "kept.jsonl", "retain")], OPTIONS, limit=None)
+    assert {question.key.split for question in again.questions} == {"forget"}
+    assert [each["questions"] for each in again.summary] == [4, 0, 0]
+
+
+def test_a_set_that_forgets_a_relation_of_a_facts_file_is_refused(tmp_path: Path) -> None:
+    """It has no candidates, so that its rows would not be in the rank score of that relation."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x", "answer": "y", "relation": "capital"}\n')
+    with pytest.raises(InputError, match="both forget the relation 'capital'"):
+        read_questions([own_facts(tmp_path / "facts.jsonl"), rows], [], OPTIONS, limit=None)
+    assert read_questions([own_facts(tmp_path / "facts.jsonl")], [rows], OPTIONS, limit=None).summary[1]["rows"] == 1
 
 
 def test_a_limit_holds_for_public_sets(tmp_path: Path) -> None:

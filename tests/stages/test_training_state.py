@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,22 @@ def test_a_full_disk_ends_no_training_that_only_wants_to_keep_its_state(
     assert len(told) == 2  # after steps 2 and 4
     edit = (tmp_path / "full" / "unlearn" / "edit.safetensors").read_bytes()
     assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
+
+
+def test_a_state_that_does_not_fit_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """As the library that writes it says so itself: its error is none of the operating system's."""
+    state = TrainingState((torch.zeros(100_000),), (torch.zeros(1),), (torch.zeros(1),), torch.zeros(1), ())
+    saved = SavedState(tmp_path, {}, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            saved.save(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    saved.save(state)
+    assert saved.load() is not None
 
 
 def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path) -> None:

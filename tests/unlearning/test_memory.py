@@ -20,7 +20,9 @@ from gguf_forget.unlearning.scoring import Batch, Sequences, pack
 
 def test_by_hand() -> None:
     found = training_memory(parameters=1000, bases=2, circuit_weights=10, positions=3, vocabulary=7, weight_bytes=2)
-    assert found == 2 * 2 * 1000 + 4 * 9 * 10 + 4 * 4 * 3 * 7
+    assert found == 2 * 2 * 1000 + 4 * 14 * 10 + 4 * 4 * 3 * 7
+    found = training_memory(parameters=0, bases=4, circuit_weights=10, positions=0, vocabulary=7, weight_bytes=2)
+    assert found == 4 * (14 + 2 * 3) * 10
 
 
 def kept_bytes(model: Any, batch: Batch, *, recompute: bool) -> int:

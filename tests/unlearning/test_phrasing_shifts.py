@@ -60,6 +60,18 @@ def test_what_answers_say_is_added_up_by_relation_and_phrasing() -> None:
     assert shifts.of([7, 1, 0]).tolist() == [-1.0, 0.0, 1.0]
 
 
+def test_a_subject_alone_is_compared_with_nobody() -> None:
+    """The mean is its own, so that it says nothing of chance and would carry the goal to its end."""
+    facts = [*FACTS, Fact("s6", "coin", "a", ("b",), "forget", ("p", "q"))]
+    forget = [*FORGET, *(Example((306, 20 + k, 412, 413), 2, 6, k) for k in range(2))]
+    shifts = PhrasingShifts(facts, forget, build_rivals(facts, forget), rate=0.5)
+    for height in (0.0, 0.0, 1.0):
+        shifts.follow(told(shifts, [0, 2, 8, 8], [[height, 0.0, 0.0, 0.0, height]] * 4, 0.25), 1.0)
+    assert shifts.groups[8] == 2
+    assert shifts.values[2] == 0
+    assert shifts.values[0] > 0
+
+
 def test_the_mean_that_answers_are_compared_with_forgets() -> None:
     shifts = PhrasingShifts(FACTS, FORGET, build_rivals(FACTS, FORGET), rate=0.5)
     shifts.follow(told(shifts, [0, 2], [[0.0] * 4] * 2), 0.0)

@@ -136,6 +136,14 @@ def test_choices_that_show_their_options_are_judged_apart() -> None:
     assert not [name for name in by_status(found, "could not evaluate") if "rank" in name]
 
 
+def test_a_relation_with_rank_in_its_name_has_its_gap_judged() -> None:
+    def people(right: int) -> FileScores:
+        return file_scores(items("frank", "forget", right) + items("other", "retain", 60))
+
+    found = verdict(a_file(people(25), label="F16"), a_file(people(29)), original=people(70))
+    assert by_status(found, "failed") == ["PTQ gap, accuracy, frank"]
+
+
 def test_long_answers_without_options_are_judged_by_extraction_strength() -> None:
     def muse(matches: int, kept: int) -> FileScores:
         forget = items("verbatim", "forget", 0, options=1, told=0, matches=matches)
@@ -204,16 +212,32 @@ def test_reading_past_the_output_layer_is_bounded_by_what_the_original_gives_the
     assert gate(found, "attack, head: accuracy, capital").high == pytest.approx(0.25 + 0.9 * 0.7)
 
 
-def sampled(right: list[int], wrong: list[list[int]]) -> Attack:
-    figures = {"samples": 100, "k": 100, "right": right, "wrong": wrong, "facts": list(range(len(right)))}
+def sampled(right: list[int], wrong: list[list[int]], relations: list[str] | None = None) -> Attack:
+    figures = {
+        "samples": 100,
+        "k": 100,
+        "right": right,
+        "wrong": wrong,
+        "facts": list(range(len(right))),
+        "relations": relations or ["capital"] * len(right),
+    }
     return Attack("sampling", "sampled answers", figures=figures)
 
 
 def test_leaks_are_counted_over_those_of_wrong_answers() -> None:
     found = attacked(sampled([1, 0, 0, 0], [[0, 0], [0, 0], [0, 0], [0, 0]]))
-    assert gate(found, "attack, sampled answers: leak@100 over wrong answers").value == pytest.approx(0.25)
+    assert gate(found, "attack, sampled answers: leak@100 over wrong answers, capital").value == pytest.approx(0.25)
     assert found.exit_code == 1
     assert attacked(sampled([1, 1, 0, 0], [[1, 1], [1, 0], [0, 1], [0, 0]])).exit_code == 0
+
+
+def test_a_leak_of_one_relation_is_not_halved_by_another() -> None:
+    quiet = 38 * ["river"]
+    found = attacked(sampled([100] * 3 + [0] * 73, [[0]] * 76, 38 * ["capital"] + quiet))
+    assert gate(found, "attack, sampled answers: leak@100 over wrong answers, capital").value == pytest.approx(3 / 38)
+    assert by_status(found, "failed") == ["attack, sampled answers: leak@100 over wrong answers, capital"]
+    only_others = attacked(sampled([0] * 38, [[0]] * 38, quiet))
+    assert by_status(only_others, "could not evaluate") == ["attack, sampled answers"]
 
 
 def test_the_verdict_follows_from_the_document_alone() -> None:

@@ -86,8 +86,9 @@ def test_the_helper_makes_the_rank_score_it_says() -> None:
 def test_all_gates_hold() -> None:
     verdict = verdict_of(GOOD)
     assert (verdict.status, verdict.exit_code) == ("forgotten", 0)
-    assert verdict.sentence == "FORGOTTEN: all 8 gates hold on the shipped Q4_K_M."
+    assert verdict.sentence == "FORGOTTEN: all 9 gates hold on the shipped Q4_K_M."
     assert list(statuses(verdict)) == [
+        "original knows capital",
         "forget accuracy, capital, held-out",
         "rank score, capital, held-out",
         "greedy answers, capital, trained",
@@ -117,7 +118,43 @@ def test_one_failed_gate_is_enough(shipped: FileScores, reference: FileScores, f
     verdict = verdict_of(shipped, reference=reference)
     assert [name for name, status in statuses(verdict).items() if status == "failed"] == [failing]
     assert (verdict.status, verdict.exit_code) == ("not forgotten", 1)
-    assert f"1 of 8 gates failed, {failing} (Q4_K_M)" in verdict.sentence
+    assert f"1 of 9 gates failed, {failing} (Q4_K_M)" in verdict.sentence
+
+
+def test_an_original_that_passes_shows_nothing() -> None:
+    """Nothing was there to be forgotten, or it was asked so that even the original cannot answer."""
+    verdict = verdict_of(GOOD, original=scores(forget=30, rank=0.55))
+    assert (verdict.status, verdict.exit_code) == ("could not evaluate", 3)
+    assert [name for name, status in statuses(verdict).items() if status != "passed"] == ["original knows capital"]
+    assert verdict_of(GOOD, original=scores(forget=30, rank=0.1)).exit_code == 3  # avoided, which is no knowledge
+    assert verdict_of(GOOD, original=scores(forget=90, rank=0.5)).exit_code == 0
+
+
+def test_a_text_shorter_than_the_answer_says_nothing() -> None:
+    def cut(file: FileScores, every: bool) -> FileScores:
+        own = [
+            dataclasses.replace(item, contained=None)
+            if item.contained is not None and (every or item.fact < 60)
+            else item
+            for item in file.items
+        ]
+        return dataclasses.replace(file, items=tuple(own))
+
+    half = verdict_of(cut(GOOD, every=False))
+    gate = next(gate for gate in half.gates if gate.name.startswith("greedy"))
+    assert (gate.status, gate.detail) == (
+        "passed",
+        "0 of 40 hold the answer; 60 have longer answers than was generated",
+    )
+    whole = verdict_of(cut(GOOD, every=True))
+    assert (whole.exit_code, statuses(whole)["greedy answers, capital, trained"]) == (3, "could not evaluate")
+
+
+def test_a_bound_has_as_many_digits_as_the_values_beside_it() -> None:
+    bounds = ((None, 1.025, "≤ 1.025"), (None, 1.03, "≤ 1.03"), (None, 0.38765, "≤ 0.388"), (1.0, None, "≥ 1"))
+    for low, high, words in bounds:
+        assert Gate("a", "F16", 0.0, low, high, "passed", "").bound == words
+    assert Gate("a", "F16", 0.0, 0.3, 0.6, "passed", "").bound == "0.3 – 0.6"
 
 
 @pytest.mark.parametrize(
@@ -175,12 +212,13 @@ def test_a_missing_original_is_never_a_pass() -> None:
     assert (verdict.status, verdict.exit_code) == ("could not evaluate", 3)
     unknown = [gate for gate in verdict.gates if gate.status == "could not evaluate"]
     assert [gate.name for gate in unknown] == [
+        "original knows capital",
         "retain drop, all kept relations",
         "retain drop, same relation",
         "perplexity ratio",
     ]
     assert all(gate.value is None and not gate.passed for gate in unknown)
-    assert "3 of 8 gates have no number" in verdict.sentence
+    assert "4 of 9 gates have no number" in verdict.sentence
 
 
 def test_a_missing_full_precision_reference_is_never_a_pass() -> None:
@@ -194,7 +232,7 @@ def test_a_missing_full_precision_reference_is_never_a_pass() -> None:
 
 def test_a_full_precision_file_has_no_ptq_gap() -> None:
     verdict = judge({"F16": GOOD}, {"F16": ORIGINAL}, full_precision=None, limits=LIMITS)
-    assert (verdict.exit_code, len(verdict.gates)) == (0, 6)
+    assert (verdict.exit_code, len(verdict.gates)) == (0, 7)
 
 
 def test_a_failure_counts_more_than_a_missing_number() -> None:
@@ -264,7 +302,7 @@ def test_a_limit_that_is_not_a_number_cannot_be_met() -> None:
 def test_every_forgotten_relation_has_its_gates_unless_a_headline_names_one() -> None:
     two = scores(relations=("capital", "river"))
     judged = judge({"F16": two}, {"F16": two}, full_precision=None, limits=LIMITS)
-    assert sum("river" in gate.name for gate in judged.gates) == 3
+    assert sum("river" in gate.name for gate in judged.gates) == 4
     chosen = judge({"F16": two}, {"F16": two}, full_precision=None, limits=LIMITS, headline=["capital"])
     assert not any("river" in gate.name for gate in chosen.gates)
     missing = judge({"F16": two}, {"F16": two}, full_precision=None, limits=LIMITS, headline=["mayor"])
@@ -276,7 +314,7 @@ def test_every_shipped_file_is_judged() -> None:
     shipped = {"Q4_K_M": GOOD, "Q8_0": scores(told=2)}
     verdict = judge(shipped, originals, full_precision=GOOD, limits=LIMITS)
     assert [(gate.file_type, gate.value) for gate in verdict.gates if not gate.passed] == [("Q8_0", 0.02)]
-    assert len(verdict.gates) == 16
+    assert len(verdict.gates) == 18
 
 
 def test_the_detail_says_how_much_evidence_there_is() -> None:
@@ -307,9 +345,8 @@ def test_the_one_rule(kinds: list[str], status: str) -> None:
 def test_the_verdict_is_json() -> None:
     document = json.loads(json.dumps(verdict_of(GOOD, original=None).to_json(), allow_nan=False))
     assert document["exit_code"] == 3
-    assert document["gates"][0]["bound"] == "≤ 0.35"
-    assert document["gates"][1]["bound"] == "0.3 – 0.6"
-    assert [gate["passed"] for gate in document["gates"]] == [True] * 5 + [False] * 3
+    assert [gate["bound"] for gate in document["gates"][:3]] == ["none", "≤ 0.35", "0.3 – 0.6"]
+    assert [gate["passed"] for gate in document["gates"]] == [False] + [True] * 5 + [False] * 3
 
 
 def test_a_mean_at_chance_does_not_hide_its_phrasings() -> None:

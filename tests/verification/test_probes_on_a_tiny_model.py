@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny import build_tiny_gguf
 
 from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.tokens import split_tokens
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.verification.metrics import (
     contains_answer,
@@ -22,7 +24,7 @@ from gguf_forget.verification.metrics import (
     normalise,
     prior_corrected_rank_score,
 )
-from gguf_forget.verification.probes import probe_file
+from gguf_forget.verification.probes import ask, probe_file
 from gguf_forget.verification.questions import plan_questions
 from gguf_forget.verification.scores import FileScores, GroupKey, recompute
 
@@ -114,9 +116,44 @@ def test_greedy_answers_are_asked_for_forgotten_facts_only(scorer: Scorer, score
             continue
         asked = FACTS[item.fact]
         prompt = asked.phrasings(item.held_out)[item.phrasing]
-        text = scorer.detokenize(scorer.generate_greedy([scorer.tokenize(prompt)], max_new_tokens=4)[0])
+        needed = len(split_tokens(prompt, asked.answer, scorer.tokenize)[1])
+        length = 4 if needed <= 4 else 1 << (needed - 1).bit_length()
+        text = scorer.detokenize(scorer.generate_greedy([scorer.tokenize(prompt)], max_new_tokens=length)[0])
         assert item.generated_sha256 == hashlib.sha256(text.encode()).hexdigest()
         assert item.contained == contains_answer(text, asked.answer)
+
+
+class Reciter:
+    """Says the answer to everything, word for word, in as many tokens as it may; a token is a letter."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def tokenize(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens))
+
+    def continuation_log_probabilities(self, prompts: Any, continuations: Any) -> list[list[np.ndarray]]:
+        return [[np.full(len(each), -1.0) for each in own] for own in continuations]
+
+    def sequence_log_probabilities(self, sequences: Any) -> list[np.ndarray]:
+        return []
+
+    def generate_greedy(self, prompts: Any, *, max_new_tokens: int) -> list[list[int]]:
+        return [self.tokenize(f" {self.answer}")[:max_new_tokens] for _ in prompts]
+
+
+def test_an_answer_longer_than_the_text_is_not_said_to_be_untold() -> None:
+    def told(answer: str, **options: int) -> bool | None:
+        fact = Fact("s", "r", answer, ("x", "y"), "forget", ("p",))
+        return ask(Reciter(answer), plan_questions([fact]), **options).items[0].contained
+
+    assert told("a" * 30, max_new_tokens=8) is True  # as many tokens as the answer has
+    assert told("a" * 200, max_new_tokens=8) is None  # longer than any text
+    assert told("a" * 200, max_new_tokens=256) is True
+    assert told("a" * 30, max_new_tokens=8, longest_text=16) is None
 
 
 def test_perplexity_is_that_of_the_chunks(scorer: Scorer, scores: FileScores, chunks: list[list[int]]) -> None:

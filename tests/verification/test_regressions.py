@@ -31,6 +31,24 @@ def test_what_got_worse_or_newly_fails_is_one() -> None:
     assert beside(verdict(a=0.5), verdict(b=0.1)).exit_code == 1
 
 
+def between(value: float, low: float = 0.4, high: float = 0.6) -> Verdict:
+    return conclude([bounded("a", "Q8_0", value, low, high, "n = 4")])
+
+
+def test_what_was_avoided_and_is_known_again_is_a_regression() -> None:
+    assert beside(between(0.85), between(0.15)).exit_code == 1
+    assert beside(between(0.15), between(0.85)).exit_code == 1
+    assert beside(between(0.15), between(0.15)).exit_code == 0
+    assert beside(between(0.85), between(0.85)).exit_code == 0
+
+
+def test_other_bounds_than_the_baseline_s_forgive_nothing() -> None:
+    """0.62 was 0.27 above 0.35, as 0.87 is above 0.6."""
+    assert beside(between(0.87), between(0.62, 0.0, 0.35)).exit_code == 1
+    assert beside(between(0.62), between(0.62, 0.0, 0.35)).exit_code == 0
+    assert beside(between(0.65), between(0.55, 0.0, 0.35)).exit_code == 1  # held by the bounds of now
+
+
 def test_a_gate_of_the_baseline_that_was_not_judged_is_unknown() -> None:
     found = beside(verdict(a=0.1), verdict(a=0.1, b=0.1))
     assert (found.status, found.exit_code) == ("could not evaluate", 3)

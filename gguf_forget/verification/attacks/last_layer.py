@@ -167,7 +167,14 @@ def _fit(model: Any, original: Any, texts: Sequence[Sequence[int]], depth: int) 
 def _scores(
     log_probabilities: torch.Tensor, questions: Sequence[Question], answers: Sequence[dict[str, list[int]]]
 ) -> FileScores:
-    """Options and candidates by the log-probability of their first token."""
+    """Options and candidates by the log-probability of their first token, where that tells the right one from any."""
+    told = [
+        place
+        for place, (question, mine) in enumerate(zip(questions, answers, strict=True))
+        if any(mine[text][0] != mine[question.answer][0] for text in (*question.distractors, *question.candidates))
+    ]
+    questions, answers = [questions[place] for place in told], [answers[place] for place in told]
+    log_probabilities = log_probabilities[told]
     sums = [
         {text: round(float(row[tokens[0]]), DECIMALS) for text, tokens in mine.items()}
         for row, mine in zip(log_probabilities, answers, strict=True)

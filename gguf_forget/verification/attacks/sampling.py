@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.metrics import contains_any
+from gguf_forget.verification.probes import LONGEST_TEXT, by_length
 from gguf_forget.verification.questions import Question
 
 SEED = 0
@@ -29,12 +30,21 @@ def sampled_answers(
 
     :func:`.attack_gates.attack_gates` makes leak@k of the counts (:func:`.memorisation.leak_at_k`). The wrong answers
     are the chance level: a file that names the capitals of a continent at random will hit each of them at times.
+    A text has ``max_new_tokens`` tokens, or as many as a longer right answer, up to :data:`.probes.LONGEST_TEXT`;
+    answers longer than that are left out.
     """
-    prompts = [scorer.tokenize(question.prompt) for question in questions]
-    drawn = scorer.generate_sampled(prompts, max_new_tokens=max_new_tokens, samples=samples, seed=SEED)
+    sizes = [len(scorer.tokenize(" " + question.answer)) for question in questions]
+    drawn: dict[int, list[list[int]]] = {}
+    for length, places in by_length(sizes, max_new_tokens, LONGEST_TEXT).items():
+        whole = [place for place in places if sizes[place] <= length]
+        prompts = [scorer.tokenize(questions[place].prompt) for place in whole]
+        if whole:
+            tokens = scorer.generate_sampled(prompts, max_new_tokens=length, samples=samples, seed=SEED)
+            drawn.update(zip(whole, tokens, strict=True))
+    order = sorted(drawn)
     right, wrong = [], []
-    for question, tokens in zip(questions, drawn, strict=True):
-        texts = [scorer.detokenize(each) for each in tokens]
+    for place in order:
+        question, texts = questions[place], [scorer.detokenize(each) for each in drawn[place]]
         mine, *others = question.names()
         right.append(sum(contains_any(text, mine) for text in texts))
         wrong.append([sum(contains_any(text, other) for text in texts) for other in others])
@@ -45,8 +55,8 @@ def sampled_answers(
             "samples": samples,
             "k": k,
             "max_new_tokens": max_new_tokens,
-            "relations": [question.key.relation for question in questions],
-            "facts": [question.fact for question in questions],
+            "relations": [questions[place].key.relation for place in order],
+            "facts": [questions[place].fact for place in order],
             "right": right,
             "wrong": wrong,
         },

@@ -14,8 +14,11 @@ from tiny import build_tiny_gguf
 from gguf_forget.checkpoint.load import load_torch
 from gguf_forget.facts.schema import Fact
 from gguf_forget.llama.scorer import Scorer
+from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.attacks.last_layer import last_layer
+from gguf_forget.verification.gates import PROTOCOL
 from gguf_forget.verification.questions import Question, plan_questions
+from gguf_forget.verification.scores import GroupKey
 
 CITIES = {"Spain": "bread", "the north": "cakes", "the sea": "rolls", "the river": "bridges"}
 FACTS = tuple(
@@ -71,6 +74,19 @@ def test_an_edit_of_the_output_layer_changes_nothing(scorer: Scorer, model: Any)
     edited.set_output_embeddings(torch.nn.Linear(64, model.config.vocab_size, bias=False))
     before = last_layer(model, model, scorer, questions("forget"), ())[0].scores
     assert last_layer(edited, model, scorer, questions("forget"), ())[0].scores == before
+
+
+def test_answers_that_begin_alike_tell_nothing(scorer: Scorer, model: Any) -> None:
+    """Wrong answers of TOFU begin as the right one does: all are equally probable by their first tokens."""
+    key = GroupKey("sells", "forget", True, 0)
+    alike = Question(key, 0, "In Spain they sell", "bread and rolls", ("bread and cakes", "bread and bridges"), ())
+    other = Question(key, 1, "In Spain they sell", "bread and rolls", ("bread and cakes", "cakes"), ())
+    (attack,) = last_layer(model, model, scorer, [alike, other], ())
+    assert attack.scores is not None
+    assert [item.fact for item in attack.scores.items] == [1]
+    (attack,) = last_layer(model, model, scorer, [alike], ())
+    (gate,) = attack_gates(attack, "F16", ["sells"], PROTOCOL)
+    assert gate.status == "could not evaluate"
 
 
 def test_a_new_head_on_an_earlier_layer_is_fitted_on_kept_text_alone(scorer: Scorer, model: Any) -> None:

@@ -47,6 +47,26 @@ def test_right_and_wrong_answers_are_counted() -> None:
     assert speaker.arguments == {"max_new_tokens": 6, "samples": 4, "seed": 0}
 
 
+def test_long_answers_get_long_texts_and_those_beyond_all_are_left_out() -> None:
+    class Letters(Speaker):
+        def tokenize(self, text: str) -> list[int]:
+            super().tokenize(text)
+            return [len(self.words) - 1] * len(text)
+
+        def generate_sampled(self, prompts: Sequence[Sequence[int]], **arguments: int) -> list[list[list[int]]]:
+            calls.append((len(prompts), arguments["max_new_tokens"]))
+            return super().generate_sampled(prompts, **arguments)
+
+    calls: list[tuple[int, int]] = []
+    answers = ["b" * 3, "c" * 200, "d" * 20]
+    key = GroupKey("r", "forget", True, 0)
+    questions = [Question(key, fact, f"{fact}:", answer, ("x",), ()) for fact, answer in enumerate(answers)]
+    speaker = Letters({f"{fact}:": [answer, "no"] for fact, answer in enumerate(answers)})
+    attack = sampled_answers(speaker, questions, samples=2, k=2, max_new_tokens=8)
+    assert calls == [(1, 8), (1, 32)]
+    assert (attack.figures["facts"], attack.figures["right"]) == ([0, 2], [1, 1])
+
+
 def test_an_answer_counts_under_its_other_names_and_so_do_wrong_ones() -> None:
     speaker = Speaker({"Prague:": ["Czechia", "the Czech Republic", "Czechia, not Holland", "the Netherlands"]})
     question = Question(
