@@ -179,7 +179,7 @@ def knowledge_gate(of_original: Sequence[Gate] | None, label: str, relation: str
     known = [gate.name for gate in of_original if gate.status == FAILED and not _avoided(gate)]
     if not known:
         return without_number(name, label, UNKNOWN, "the original passes every forget gate too: nothing to forget")
-    return bounded(name, label, float(len(known)), 1.0, None, f"it fails {', '.join(known)}")
+    return bounded(name, label, float(len(known)), 1.0, None, f"it fails {'; '.join(known)}")
 
 
 def _avoided(gate: Gate) -> bool:
