@@ -97,7 +97,9 @@ def test_a_preset_ends_in_a_verdict(
     assert {len(fact.prompts) for fact in facts if fact.split == "forget"} == {phrasings}
     assert outcome.report is not None
     gates = outcome.report["verdict"]["gates"]
-    assert {gate["status"] for gate in gates} <= {"passed", "failed"}  # no figure is missing
+    # A random model may know nothing of what is asked; no other figure is missing.
+    asked = [gate for gate in gates if not gate["name"].startswith("original knows")]
+    assert {gate["status"] for gate in asked} <= {"passed", "failed"}
     for kind in ("F16", "Q4_K_M"):
         own = {gate["name"]: gate["value"] for gate in gates if gate["file_type"] == kind}
         for name in (
@@ -108,5 +110,6 @@ def test_a_preset_ends_in_a_verdict(
             "perplexity ratio",
         ):
             assert own[name] is not None
-    assert outcome.exit_code == (1 if any(gate["status"] == "failed" for gate in gates) else 0)
+    statuses = {gate["status"] for gate in gates}
+    assert outcome.exit_code == (1 if "failed" in statuses else 3 if "could not evaluate" in statuses else 0)
     assert str(tmp_path) not in json.dumps(outcome.report)  # folders may name people
