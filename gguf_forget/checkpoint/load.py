@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +115,13 @@ def _quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def _few_kernels_kept() -> None:
+    """oneDNN compiles a kernel for every shape, and keeps 1,024 of them: in training, where every batch has another
+    shape, gigabytes that are hardly ever used again. It reads this when it is first used; whoever sets it decides.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 def load_torch(path: Path, *, bfloat16: bool = False) -> Any:
     """The GGUF as a Hugging Face model in evaluation mode, no parameter requires gradients.
 
@@ -125,6 +133,7 @@ def load_torch(path: Path, *, bfloat16: bool = False) -> Any:
     from gguf_forget.checkpoint.quick_reader import quick_gguf
 
     _quiet_transformers()
+    _few_kernels_kept()
     with quick_gguf(), redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     if bfloat16:

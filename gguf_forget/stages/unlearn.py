@@ -32,7 +32,6 @@ from gguf_forget.stages.training_state import SavedState
 from gguf_forget.unlearning.code_moves import CodeMoves
 from gguf_forget.unlearning.fisher import diagonal_fisher, projection, retain_bound
 from gguf_forget.unlearning.framings import Framings
-from gguf_forget.unlearning.memory import give_back_freed_memory
 from gguf_forget.unlearning.together import Together, shard
 from gguf_forget.unlearning.trainer import Mixture, StepLosses, TrainingState, Weights, train
 from gguf_forget.unlearning.unknown_subject import build_rivals, unknown_subject_targets
@@ -40,7 +39,6 @@ from gguf_forget.unlearning.validation import above_chance
 
 EDIT = "edit.safetensors"
 SUMMARY = "unlearn.json"
-GIVE_BACK_EVERY = 10  # steps
 
 
 def _fisher(
@@ -275,8 +273,6 @@ def _unlearn(
 
         def show(losses: StepLosses) -> None:
             advance(1, _remark(losses))
-            if losses.step % GIVE_BACK_EVERY == 0:
-                give_back_freed_memory()
 
         history = train(
             bases,

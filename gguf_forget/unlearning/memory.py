@@ -1,9 +1,6 @@
-"""How much memory training takes, said before it starts, and given back while it runs."""
+"""How much memory training takes, before it starts."""
 
 from __future__ import annotations
-
-import ctypes
-import sys
 
 # float32 for each weight of the circuit: step, room down and up, latent, edit, gradient, three of Adam, two of the kept
 # facts' Fisher (float64), three of a state that is being saved; and for each grid beside the first step and room again.
@@ -47,10 +44,3 @@ def activation_memory(
     if recompute:
         return tokens * (weight_bytes * d_model * layers + layer)
     return tokens * layer * layers
-
-
-def give_back_freed_memory() -> None:
-    """Have the C library give back what was freed: batches of ever other sizes leave holes that it keeps else."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc alone has it
-        trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,14 @@ def test_a_bfloat16_copy_rounds_parameters_alone(name: str) -> None:
         assert kept.dtype == exact.dtype, own
         assert torch.equal(kept, exact), own
     assert len(list(copied.parameters())) == len(list(model.parameters()))  # tied weights stay tied
+
+
+def test_few_compiled_kernels_are_kept_unless_somebody_says_how_many(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    load_torch(tiny_gguf)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    load_torch(tiny_gguf)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gguf_forget.checkpoint.attention import differentiable_attention
 from gguf_forget.unlearning.code_moves import applied
-from gguf_forget.unlearning.memory import activation_memory, give_back_freed_memory, training_memory
+from gguf_forget.unlearning.memory import activation_memory, training_memory
 from gguf_forget.unlearning.recomputation import recomputed
 from gguf_forget.unlearning.scoring import Batch, Sequences, pack
 
@@ -76,9 +76,3 @@ def test_beside_what_is_kept(tiny_model: Any, precision: torch.dtype) -> None:
     inputs = less - whole // config.num_hidden_layers
     last = 4 * rows * longest * config.hidden_size
     assert kept_bytes(model, batch, recompute=True) == pytest.approx(inputs + last, rel=0.01)
-
-
-def test_giving_back_changes_nothing() -> None:
-    kept = torch.arange(1000.0)
-    give_back_freed_memory()
-    assert float(kept.sum()) == 499500.0
