@@ -9,6 +9,7 @@ Shapes:
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,7 @@ from gguf_forget.errors import EvaluationError
 
 Floats = NDArray[np.float64]
 
+_INITIALS = re.compile(r"(?<!\w)(\w)\.\s?(?=\w(?!\w))")  # what parts two of them
 # Letters that NFKD leaves whole although people write them without the stroke.
 _STROKED = str.maketrans(
     {
@@ -150,7 +152,8 @@ def normalise(text: str) -> str:
 
 
 def contains_answer(text: str, answer: str) -> bool:
-    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both.
+    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials apart or as one
+    word ("D.C.", "DC").
 
     Answers in scripts without spaces count anywhere, and those without a letter or digit as written: a leak
     is rather seen twice than missed.
@@ -160,7 +163,10 @@ def contains_answer(text: str, answer: str) -> bool:
         return bool(answer.strip()) and answer.strip() in text
     if any(unicodedata.name(character, "").startswith(_UNSPACED) for character in answer):
         return wanted.replace(" ", "") in found.replace(" ", "")
-    return f" {wanted} " in f" {found} "
+    if f" {wanted} " in f" {found} ":
+        return True
+    joined = _INITIALS.sub(r"\1", answer), _INITIALS.sub(r"\1", text)
+    return joined != (answer, text) and f" {normalise(joined[0])} " in f" {normalise(joined[1])} "
 
 
 def contains_any(text: str, names: Iterable[str]) -> bool:
