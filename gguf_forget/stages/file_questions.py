@@ -38,7 +38,7 @@ def read_questions(
     """Rows that name no split are to forget in ``forget`` and to keep in ``retain``.
 
     Facts files are joined as a run joins them: the answers of all of a relation are each other's candidates, and what
-    one file forgets no other keeps. Rows of public sets have no candidates, so that a relation of both is refused.
+    one file forgets no other keeps. Rows of public sets have no candidates, so that what both forget is refused.
 
     Raises:
         InputError: a file is at fault, files do not fit together, or nothing is to be forgotten.

@@ -229,7 +229,7 @@ def _unlearn(
     each = "" if options.processes == 1 else f" in each of {options.processes} processes"
     chunks = text.train + text.samples
     needed = training_size(file, edits, forget, retain, chunks, options)
-    progress.note(f"training takes about {needed / 1e9:.1f} GB of memory{each}")
+    progress.note(f"training takes at least about {needed / 1e9:.1f} GB of memory{each}")
     bases = [_base(path, options, device, together) for path in (template, *stocks)]
 
     fisher_retain = _fisher(bases[0], edits, retain, options.fisher_examples, options.seed, progress, "kept")
