@@ -33,7 +33,7 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: Inputs, tmp_pat
     again = Notes()
     run(inputs, tmp_path / "cut" / "second", again)
     assert "training goes on after step 2" in again.notes
-    assert any(note.startswith("training takes about 0.0 GB") for note in again.notes)
+    assert any(note.startswith("training takes at least about 0.0 GB") for note in again.notes)
     assert again.done["training through the grid"] == OPTIONS.steps  # a bar that reaches its end
     assert not kept.exists()
     for name in ("edit.safetensors", "unlearn.json"):
