@@ -45,7 +45,9 @@ def read_questions(
     """
     given = [(split, path) for split, paths in (("forget", forget), ("retain", retain)) for path in paths]
     of_facts = [place for place, (_, path) in enumerate(given) if _is_facts_file(path)]
-    facts, sources = _joined([given[place] for place in of_facts])
+    sets = [_facts(*given[place]) for place in of_facts]
+    facts = join_facts(sets) if sets else ()
+    sources = _sources(facts, sets)
     questions = plan_questions(
         facts,
         retain_items=options.retain_items,
@@ -58,7 +60,7 @@ def read_questions(
     summary = []
     for place, (split, path) in enumerate(given):
         if place in of_facts:
-            rows, count = len(read_facts(path, needed=(), free_text=True)), asked[place]
+            rows, count = len(sets[of_facts.index(place)]), asked[place]
         else:
             items = read_set(path, split)
             both = {item.relation for item in items if item.split == "forget"} & forgotten
@@ -81,18 +83,18 @@ def read_questions(
     return Asked(tuple(questions), tuple(summary))
 
 
-def _joined(files: Sequence[tuple[str, Path]]) -> tuple[tuple[Fact, ...], list[int]]:
-    """The facts of all files, and for each the first file that it is in."""
-    sets = []
-    for split, path in files:
-        read = read_facts(path, needed=(), free_text=True)
-        sets.append(read if split == "forget" else tuple(replace(fact, split="retain") for fact in read))
-    joined = join_facts(sets) if sets else ()
+def _facts(split: str, path: Path) -> tuple[Fact, ...]:
+    read = read_facts(path, needed=(), free_text=True)
+    return read if split == "forget" else tuple(replace(fact, split="retain") for fact in read)
+
+
+def _sources(joined: Sequence[Fact], sets: Sequence[Sequence[Fact]]) -> list[int]:
+    """For each joined fact the first of the sets that it is in."""
     first: dict[Fact, int] = {}
     for place, facts in enumerate(sets):
         for fact in facts:
             first.setdefault(replace(fact, aliases=()), place)
-    return joined, [first[replace(fact, aliases=())] for fact in joined]
+    return [first[replace(fact, aliases=())] for fact in joined]
 
 
 def _is_facts_file(path: Path) -> bool:

@@ -43,6 +43,11 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
     if attack.kind == "sampling":
         sampled = [relation for relation in relations if relation in attack.figures["relations"]]
         gates = [_leak(attack, name, label, relation, limits) for relation in sampled]
+        gates += [
+            without_number(f"{name}, {relation}", label, NOT_APPLICABLE, "no text is as long as its answers")
+            for relation in relations
+            if gates and relation not in sampled
+        ]
         return gates or [without_number(name, label, UNKNOWN, "nothing was sampled")]
     if attack.scores is None:
         return []

@@ -101,11 +101,15 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     gates += phrasing_gates(scores, label, relation, limits, held_out)
     if held_out:
         gates += phrasing_gates(scores, label, relation, limits, False)
-    told, facts, detail = greedy_answers(scores.select("forget", {relation}))
-    if told:
-        detail += f"; {spread(told, facts)}"
-        gates.append(bounded(f"greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     long = [item for item in items if item.argmax is not None and len(item.argmax) >= LONG_ANSWER]
+    own = scores.select("forget", {relation})
+    told, facts, detail = greedy_answers(own)
+    name = f"greedy answers, {relation}"
+    if told:
+        gates.append(bounded(name, label, mean(told), None, limits.generation, f"{detail}; {spread(told, facts)}"))
+    elif any(item.generated_sha256 is not None for item in own):
+        # Every text was too short to hold its answer: extraction strength says as much of the whole answers.
+        gates.append(without_number(name, label, NOT_APPLICABLE if long else UNKNOWN, detail))
     if long:
         strengths = [extraction_strength(item.argmax or ()) for item in long]
         detail = f"{spread(strengths, [item.fact for item in long])}; answers of {LONG_ANSWER} tokens or more"

@@ -12,7 +12,7 @@ from gguf_forget.errors import EvaluationError
 from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.file_gates import judge_files
 from gguf_forget.verification.gates import PROTOCOL, Gate, Verdict
-from gguf_forget.verification.scores import FileScores
+from gguf_forget.verification.scores import FileScores, Item
 
 KNOWS = capital_scores(forget=95, rank=0.99, told=60)
 FORGOT = capital_scores()
@@ -156,6 +156,23 @@ def test_long_answers_without_options_are_judged_by_extraction_strength() -> Non
     assert by_status(dropped, "failed") == ["retain drop, all kept relations"]
 
 
+def test_texts_that_are_all_too_short_are_named_and_only_extraction_strength_stands_in_for_them() -> None:
+    def cut(relation: str, **known: int) -> list[Item]:
+        own = items(relation, "forget", 25, told=0, **known)
+        return [dataclasses.replace(item, contained=None) for item in own]
+
+    kept = items("kept", "retain", 60)
+    knows = items("verbatim", "forget", 90, matches=9) + kept
+    found = verdict(a_file(file_scores(cut("verbatim", matches=0) + kept)), original=file_scores(knows))
+    assert found.exit_code == 0
+    assert "greedy answers, verbatim" in by_status(found, "not applicable")
+    assert gate(found, "greedy answers, verbatim").detail == (
+        "0 of 0 hold the answer; 100 have longer answers than was generated"
+    )
+    found = verdict(a_file(file_scores(cut("verbatim") + kept)), original=file_scores(knows))
+    assert by_status(found, "could not evaluate") == ["greedy answers, verbatim"]
+
+
 def test_short_answers_have_no_extraction_strength() -> None:
     probes = items("city", "forget", 25, matches=1, length=2) + items("city", "retain", 80)
     found = verdict(a_file(file_scores(probes)), original=file_scores(items("city", "forget", 90) + probes[100:]))
@@ -236,6 +253,11 @@ def test_a_leak_of_one_relation_is_not_halved_by_another() -> None:
     found = attacked(sampled([100] * 3 + [0] * 73, [[0]] * 76, 38 * ["capital"] + quiet))
     assert gate(found, "attack, sampled answers: leak@100 over wrong answers, capital").value == pytest.approx(3 / 38)
     assert by_status(found, "failed") == ["attack, sampled answers: leak@100 over wrong answers, capital"]
+    two = capital_scores()
+    river = file_scores([*two.items, *items("river", "forget", 25)], two.ranks)
+    knows = file_scores([*KNOWS.items, *items("river", "forget", 90)], KNOWS.ranks)
+    unsampled = verdict(a_file(river, attacks=(sampled([0], [[0]]),)), original=knows)
+    assert "attack, sampled answers, river" in by_status(unsampled, "not applicable")
     only_others = attacked(sampled([0] * 38, [[0]] * 38, quiet))
     assert by_status(only_others, "could not evaluate") == ["attack, sampled answers"]
 
