@@ -92,6 +92,8 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
         state = _Run(recipe, directory, progress)
         for name in wanted:
             _BUILDERS[name](state)
+            if name == "load" and "attribute" in wanted:
+                _check_circuit(state)
             if name == "facts" and "unlearn" in wanted:
                 _check_facts(state)
         if "report" not in wanted:
@@ -152,6 +154,14 @@ def _facts(state: _Run) -> None:
     if (recipe.text.chunks, recipe.text.samples) != (usual.chunks, usual.samples):
         further |= counts
     state.stage("facts", build, after=("load",), **options, **hashes, **further)
+
+
+def _check_circuit(state: _Run) -> None:
+    """Whether the circuit's budget fits into the model, before the other stages."""
+    from gguf_forget.checkpoint.open import outline
+    from gguf_forget.stages.attribute import check_budget
+
+    check_budget(outline(state.path("load") / "template.gguf"), state.recipe.attribute)
 
 
 def _check_facts(state: _Run) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from gguf_forget.circuit.neurons import score_neurons
 from gguf_forget.circuit.selection import discounted_scores, normalised, random_circuit, select_neurons
 from gguf_forget.circuit.text_need import text_need
 from gguf_forget.cli import main
+from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import build_pairs
 from gguf_forget.facts.schema import dump_facts
 from gguf_forget.facts.tokens import encode_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
 from gguf_forget.stages.attribute import find_circuit, pair_facts
+from gguf_forget.stages.circuit_evidence import FEWEST
 
 
 def invoke(*arguments: object) -> Any:
@@ -189,12 +193,84 @@ def test_the_text_that_is_given_is_discounted_or_the_built_in_one(folder: Path) 
     assert np.abs(built_in - given).max() > 0.1
 
 
+def test_no_circuit_is_faithful_where_neurons_do_nothing(folder: Path) -> None:
+    model = load_torch(folder / "model.gguf")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.zero_()
+    paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=4, seed=0)
+    options = AttributeSection(neurons=4, layer_cap=1, integration_steps=1, minimum_faithfulness=0.5)
+    with pytest.raises(InputError, match="no circuit can be faithful to the answers to forget: L is"):
+        find_circuit(model, paired, options, Progress())
+
+
 def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path, "--dry-run")
     assert result.exit_code == 2
-    assert "no circuit made it" in result.stderr
+    assert "holds 'mine.txt', which no circuit's folder has" in result.stderr
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_circuits_folder_that_holds_anything_else_is_not_replaced(
+    folder: Path, study: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    shutil.copy(folder / "facts.jsonl", tmp_path / "out")
+    result = invoke("attribute", folder / "model.gguf", tmp_path / "out" / "facts.jsonl", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "holds 'facts.jsonl', which no circuit's folder has" in result.stderr
+    assert (tmp_path / "out" / "facts.jsonl").read_bytes() == (folder / "facts.jsonl").read_bytes()
+    (tmp_path / "out" / "facts.jsonl").unlink()
+    options = ("--pairs", "4", "--steps", "1", "--level", "neurons", "--no-evidence", "--quiet")
+    result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "circuit.json",
+        "circuit.safetensors",
+        "scores.png",
+        "scores.svg",
+    ]
+
+
+def test_a_relation_to_be_forgotten_that_gives_no_pair_is_named(folder: Path) -> None:
+    lone = replace(next(fact for fact in facts() if fact.split == "forget"), relation="river")
+    paired = pair_facts((*facts(), lone), load_tokenizer(folder / "model.gguf"), pairs=8, seed=0)
+    assert paired.unattributed() == ["river"]
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    paired.tell_unattributed(progress)
+    assert [note.split(":")[0] for note in notes] == ["the circuit is found without 'river', which is to be forgotten"]
+
+
+def test_few_pairs_that_no_attribution_saw_are_not_enough_to_judge_by(folder: Path) -> None:
+    def judged(pairs: int, count: int) -> tuple[int, bool]:
+        paired = pair_facts(facts(), load_tokenizer(folder / "model.gguf"), pairs=pairs, seed=0)
+        found = paired.judges("forget", count=count, seed=0)
+        return len(found.pairs), found.unseen
+
+    every = sum(len(fact.prompts) for fact in facts() if fact.split == "forget")
+    assert judged(every - 1, 64) == (every - 1, False)
+    assert judged(every - 1, 1) == (1, True)
+    assert judged(every - FEWEST, 64) == (FEWEST, True)
+
+
+def test_judges_are_corrupted_as_the_attributed_pairs_are(folder: Path) -> None:
+    some = next(fact for fact in facts() if fact.split == "forget")
+    subject = f"{some.subject} and all of its many provinces"
+    odd = replace(
+        some, subject=subject, prompts=tuple(prompt.replace(some.subject, subject) for prompt in some.prompts)
+    )
+    tokenize = load_tokenizer(folder / "model.gguf")
+    kinds: dict[bool, list[bool]] = {True: [], False: []}
+    for mean_embedding, seed in product(kinds, range(4)):  # in some draws the odd fact is left for the judges
+        paired = pair_facts((*facts(), odd), tokenize, pairs=4, seed=seed, mean_embedding=mean_embedding)
+        found = paired.judges("forget", count=64, seed=0)
+        assert found.unseen
+        kinds[mean_embedding] += [pair.span is not None for pair in found.pairs]
+    assert any(kinds[True])
+    assert not any(kinds[False])
 
 
 @pytest.mark.parametrize(
@@ -207,6 +283,11 @@ def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path)
         (("missing.gguf", "facts.jsonl", "-o", "new"), "does not exist"),
         (("model.gguf", "missing.jsonl", "-o", "new"), "does not exist"),
         (("model.gguf", "facts.jsonl", "-o", "new", "--neurons", "250"), "does not fit into 2 layers"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--budget", "50%", "--dry-run"), "does not fit into 2 layers"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--parameters", "100%", "--dry-run"), "does not fit into 2 layers"),
+        (("model.gguf", "facts.jsonl", "-o", "new", "--retain-discount", "nan"), "'nan', needed a finite number"),
+        (("model.gguf", "facts.jsonl", "-o", "."), "is the current folder"),
+        (("model.gguf", "facts.jsonl", "-o", "facts.jsonl"), "is no folder"),
     ],
 )
 def test_usage_errors(folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str) -> None:
@@ -247,3 +328,13 @@ def test_divergence_needs_one_architecture_and_one_tokenizer(folder: Path, tmp_p
     result = invoke("divergence", folder / "model.gguf", spoken, folder / "facts.jsonl", *FEW)
     assert result.exit_code == 2
     assert "tokenize the facts differently" in result.stderr
+
+
+def test_divergence_refuses_a_circuit_of_another_model_before_scoring(
+    folder: Path, study: dict[str, Any], tmp_path: Path
+) -> None:
+    wide = build_tiny_gguf(tmp_path / "wide.gguf", hidden=64, feed_forward=160)
+    for more in ((), ("--dry-run",)):
+        result = invoke("divergence", wide, wide, folder / "facts.jsonl", "--circuit", folder / "out", *FEW, *more)
+        assert result.exit_code == 2
+        assert "has 2 layers of 128 neurons, the models 2 of 160" in result.stderr

@@ -53,6 +53,11 @@ def _capped(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def _accurate(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: sums of hundreds of nats have steps of whole ones in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _logit_differences(model: Any, last: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
     """[P] from the final hidden states at the last prompt token, [P, d_model]. Only 1 + distractors logits each."""
     head = model.get_output_embeddings()
@@ -61,10 +66,11 @@ def _logit_differences(model: Any, last: torch.Tensor, pairs: Sequence[Pair]) ->
     logits = torch.einsum("pcd,pd->pc", head.weight[tokens], last)
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[tokens]
+    logits = _accurate(_capped(model, logits))
     weights = -torch.from_numpy(present).to(logits)
     weights /= torch.tensor([len(pair.distractors) for pair in pairs]).to(logits)[:, None]
     weights[:, 0] = 1.0
-    return (_capped(model, logits) * weights).sum(dim=-1)
+    return (logits * weights).sum(dim=-1)
 
 
 def _answer_log_probabilities(model: Any, states: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
@@ -73,7 +79,7 @@ def _answer_log_probabilities(model: Any, states: torch.Tensor, pairs: Sequence[
     rows = [row for row, length in enumerate(lengths) for _ in range(length)]
     columns = [len(pair.clean) - length + i for pair, length in zip(pairs, lengths, strict=True) for i in range(length)]
     targets = torch.tensor([token for pair in pairs for token in pair.answer_tokens], device=states.device)
-    logits = _capped(model, model.get_output_embeddings()(states[rows, columns]))  # [sum of A, V]
+    logits = _accurate(_capped(model, model.get_output_embeddings()(states[rows, columns])))  # [sum of A, V]
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return -torch.stack([part.sum() for part in losses.split(lengths)])
 

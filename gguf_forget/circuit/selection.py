@@ -96,6 +96,26 @@ def layer_capacity(width: int, layer_cap: float) -> int:
     return min(width, max(1, math.floor(layer_cap * width + 1e-9)))  # 0.29 * 100 is 28.999…
 
 
+def neurons_wanted(
+    layers: int, width: int, *, budget: float | None = None, neurons: int | None = None, layer_cap: float = 1.0
+) -> int:
+    """How many neurons a budget means, see :func:`select_neurons`; at least one.
+
+    Raises:
+        InputError: not exactly one of ``budget`` and ``neurons``, or the caps leave no room for them.
+    """
+    if (budget is None) == (neurons is None):
+        raise InputError(f"a budget of {budget} and of {neurons} neurons, needed exactly one of the two")
+    wanted = max(1, round(budget * layers * width)) if budget is not None else max(1, neurons or 0)
+    capacity = layer_capacity(width, layer_cap)
+    if wanted > capacity * layers:
+        raise InputError(
+            f"a budget of {wanted} neurons does not fit into {layers} layers of at most {capacity} neurons",
+            hint="raise attribute.layer_cap or lower attribute.budget",
+        )
+    return wanted
+
+
 def select_neurons(
     scores: np.ndarray, *, budget: float | None = None, neurons: int | None = None, layer_cap: float = 1.0
 ) -> Circuit:
@@ -107,17 +127,10 @@ def select_neurons(
     budget.
     """
     layers, width = scores.shape
-    if (budget is None) == (neurons is None):
-        raise InputError(f"a budget of {budget} and of {neurons} neurons, needed exactly one of the two")
+    wanted = neurons_wanted(layers, width, budget=budget, neurons=neurons, layer_cap=layer_cap)
     if not np.isfinite(scores).all():
         raise InputError(f"{int((~np.isfinite(scores)).sum())} attribution scores are not finite")
-    wanted = max(1, round(budget * layers * width)) if budget is not None else max(1, neurons or 0)
     capacity = layer_capacity(width, layer_cap)
-    if wanted > capacity * layers:
-        raise InputError(
-            f"a budget of {wanted} neurons does not fit into {layers} layers of at most {capacity} neurons",
-            hint="raise attribute.layer_cap or lower attribute.budget",
-        )
     order = np.argsort(-scores, axis=None, kind="stable")
     mask = np.zeros(scores.shape, dtype=bool)
     taken = np.zeros(layers, dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
-from gguf_forget.cli.common import Command, common, guarded
+from gguf_forget.cli.common import Command, Weight, common, guarded
 from gguf_forget.recipe import AttributeSection
 
 DEFAULTS = AttributeSection()
@@ -63,12 +63,12 @@ def _scoring_options(function: Command) -> Command:
         ),
         click.option(
             "--retain-discount",
-            type=click.FloatRange(0),
+            type=Weight(0),
             help=f"Weight of the retain attribution that is subtracted  [default: {DEFAULTS.retain_discount:g}]",
         ),
         click.option(
             "--text-discount",
-            type=click.FloatRange(0),
+            type=Weight(0),
             help=f"Weight of what plain text needs that is subtracted  [default: {DEFAULTS.text_discount:g}]",
         ),
         click.option(
@@ -76,11 +76,6 @@ def _scoring_options(function: Command) -> Command:
             type=click.Choice(["absolute", "signed"]),
             help="Choose neurons by the size of their scores (how much they matter) or with sign (what ablation costs)"
             f"  [default: {DEFAULTS.ranking}]",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["bfloat16", "float32"]),
-            help=f"What gradients are computed in  [default: {DEFAULTS.precision}]",
         ),
         click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
         click.option(
@@ -129,6 +124,11 @@ def _one_budget(**given: Any) -> None:
     help="Score neurons alone, or heads and MLPs too, or edges too  [default: nodes]",
 )
 @click.option("--parameters", type=Share(), metavar="SHARE", help="Budget as a share of all the model's parameters")
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float32"]),
+    help=f"What gradients are computed in  [default: {DEFAULTS.precision}]",
+)
 @_scoring_options
 @common
 def attribute(
@@ -204,7 +204,8 @@ def _study(
     "--circuit",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder with circuit.safetensors  [default: the circuit is found in ORIGINAL, as `attribute` does]",
+    help="A folder with circuit.safetensors  [default: the circuit is found in ORIGINAL, as "
+    "`attribute --precision float32` does]",
 )
 @_scoring_options
 @common
@@ -239,7 +240,7 @@ def divergence(
         from gguf_forget.report.circuit_table import print_divergence, print_plan
         from gguf_forget.stages.divergence import compare, plan
 
-        section = _section(options)
+        section = _section({**options, "precision": "float32"})
         if dry_run:
             document = plan(original, unlearned, facts, section, circuit)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,18 @@ def _print_error(error: GgufForgetError) -> None:
     if error.hint:
         lines.append(f"hint: {error.hint}")
     click.echo("\n".join(lines), err=True)
+
+
+class Weight(click.FloatRange):
+    """A finite number from ``min`` on; click's own range lets NaN and infinity through."""
+
+    name = "NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r}, needed a finite number", param, ctx)
+        return number
 
 
 RESUMED = "finished stages are kept, run the same command again to go on"

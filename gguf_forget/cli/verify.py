@@ -124,6 +124,8 @@ def _judge(
             check_output(written, sources=(original, *files, *forget, *retain))
             check_folder_writable(written.parent)
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
+    if asked.left_out:
+        remarks.append(asked.left_out)
     report = build_file_report(
         evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
     )
@@ -184,6 +186,8 @@ def _plan(files: Sequence[Path], original: Path, asked: Any, settings: Any, *, a
         return
     click.echo(f"would ask {len(files)} files and {original} {len(asked.questions)} questions through llama.cpp")
     click.echo(f"attacks: {settings.attacks}")
+    if asked.left_out:
+        click.echo(asked.left_out)
 
 
 def _read_json(path: Path) -> Any:

@@ -13,7 +13,8 @@ another question    multiple choice (the prompt ends in "Answer:", all answers a
 mean embedding      where neither exists: the embeddings of the subject's tokens become the mean embedding of the other
                     subjects' tokens.
 
-An answer without distractors is free text, and is judged by the log-probability of all its tokens.
+An answer without distractors is free text, and is judged by the log-probability of all its tokens. So is one whose
+distractors all begin with its own first token, as years do where the tokenizer parts the space from the digits.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class Pairs:
 
     pairs: tuple[Pair, ...]
     unpaired: int  # phrasings without another subject, or of whose relation every answer begins alike
-    undecidable: int  # phrasings whose distractors all begin with the answer's own first token
     unlocated: int = 0  # phrasings that need the subject's place, where it cannot be found
     other_subject: int = 0  # pairs by kind of corruption
     other_question: int = 0
@@ -102,7 +102,6 @@ class Pairs:
             "mean_embedding": self.mean_embedding,
             "free_text": self.free_text,
             "unpaired": self.unpaired,
-            "undecidable": self.undecidable,
             "unlocated": self.unlocated,
         }
 
@@ -206,11 +205,9 @@ def _pair(example: Example, pool: _Pool, generator: random.Random) -> tuple[str,
     """The pair and its kind, or None and why there is none: one of ``COUNTED``."""
     fact = pool.facts[example.fact]
     prompt = fact.prompts[example.phrasing]
-    free = not fact.distractors
     firsts = {split_tokens(prompt, wrong, pool.tokenize)[1][0] for wrong in fact.distractors}
     distractors = tuple(sorted(firsts - {example.answer[0]}))
-    if not distractors and not free:
-        return "undecidable", None
+    free = not distractors
     others = pool.others(example)
     corrupted: tuple[int, ...] | None
     if is_multiple_choice(fact, prompt):
@@ -241,7 +238,7 @@ def _pair(example: Example, pool: _Pool, generator: random.Random) -> tuple[str,
     )
 
 
-COUNTED = ("unpaired", "undecidable", "unlocated", "other_subject", "other_question", "mean_embedding")
+COUNTED = ("unpaired", "unlocated", "other_subject", "other_question", "mean_embedding")
 
 
 def _subject_tokens(examples: Sequence[Example], pool: _Pool) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.rows import Row, listed, read_rows
-from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS
+from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS, character_faults
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
@@ -102,16 +102,17 @@ def _format(row: Row) -> Callable[[dict[str, Any], str, str], SetItem]:
 
 def _multiple_choice(values: dict[str, Any], name: str, split: str) -> SetItem:
     question = _word(values, "question")
-    if "choices" in values:
-        choices = _words(values, "choices")
-    else:
+    lettered = "choices" not in values
+    if lettered:
         letters = [letter for letter in LETTERS if letter in values]
-        choices = tuple(_word(values, letter) for letter in letters)
-    if len(choices) < 2:
-        raise _Fault(f"{len(choices)} choices, needed at least 2")
+        choices = tuple(_word(values, letter).strip() for letter in letters)
+    else:
+        choices = tuple(choice.strip() for choice in _words(values, "choices"))
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise _Fault(f"{len(choices)} choices, needed 2 to {len(LETTERS)}")
     if len(set(choices)) < len(choices):
         raise _Fault("two choices are equal, so the right one cannot be told")
-    right = _index(values.get("answer"), choices)
+    right = _index(values.get("answer"), choices, lettered=lettered)
     return SetItem(
         relation=_group(values, name),
         split=split,
@@ -124,14 +125,24 @@ def _multiple_choice(values: dict[str, Any], name: str, split: str) -> SetItem:
     )
 
 
-def _index(answer: Any, choices: tuple[str, ...]) -> int:
-    """The right choice's index, from a number, a numeral, a letter or the choice's own text."""
+def _index(answer: Any, choices: tuple[str, ...], *, lettered: bool) -> int:
+    """The right choice's index, from a number, a numeral, a letter or the choice's own text.
+
+    ``lettered``: the choices have letters of their own, so that a letter is none of their texts.
+    """
     text = str(answer).strip()
     if isinstance(answer, bool) or not text:
         raise _Fault(f"answer is {answer!r}, needed an index, a letter or a choice")
-    if text in choices and not text.isdecimal():
-        return choices.index(text)
-    index = int(text) if text.isdecimal() else LETTERS.find(text) if len(text) == 1 else -1
+    by_text = choices.index(text) if text in choices and not text.isdecimal() else -1
+    # Longer numerals than that are no index of ten choices, and Python reads none of thousands of digits.
+    numeral = int(text) if text.isdecimal() and len(text) < 4 else -1
+    by_letter = LETTERS.find(text) if len(text) == 1 and "A" <= text <= LETTERS[len(choices) - 1] else -1
+    if by_text >= 0 and by_letter >= 0 and by_text != by_letter and not lettered:
+        raise _Fault(
+            f"answer {answer!r} is the letter of {choices[by_letter]!r} and the text of choice {LETTERS[by_text]}, "
+            f"needed its index, {by_letter} or {by_text}"
+        )
+    index = next((found for found in (by_letter, by_text, numeral) if found >= 0), -1)
     if not 0 <= index < len(choices):
         raise _Fault(
             f"answer is {answer!r}, needed 0 to {len(choices) - 1}, {LETTERS[0]} to {LETTERS[len(choices) - 1]}"
@@ -140,15 +151,15 @@ def _index(answer: Any, choices: tuple[str, ...]) -> int:
 
 
 def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
-    question, answer = _word(values, "question"), _word(values, "answer")
-    wrong = _words(values, "perturbed_answer") if values.get("perturbed_answer") is not None else ()
+    question, answer = _word(values, "question"), _word(values, "answer").strip()
+    wrong = _wrong(values, "perturbed_answer")
     return SetItem(
         relation=_group(values, name),
         split=split,
         question=question,
         prompt=QUESTION.format(question),
         answer=answer,
-        distractors=tuple(dict.fromkeys(text for text in wrong if text != answer)),
+        distractors=tuple(text for text in wrong if text != answer),
         paraphrase=_optional(values, "paraphrased_answer"),
         subject=_optional(values, "subject"),
     )
@@ -160,8 +171,8 @@ def _verbatim(values: dict[str, Any], name: str, split: str) -> SetItem:
 
 
 def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
-    prompt, answer = _word(values, "prompt"), _word(values, "answer")
-    wrong = _words(values, "distractors") if values.get("distractors") is not None else ()
+    prompt, answer = _word(values, "prompt"), _word(values, "answer").strip()
+    wrong = _wrong(values, "distractors")
     if answer in wrong:
         raise _Fault(f"the answer {answer!r} is among its own distractors")
     return SetItem(
@@ -190,9 +201,7 @@ def _word(values: dict[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value.strip():
         raise _Fault(f"{key} is {value!r}, needed a text")
-    if "\0" in value:
-        raise _Fault(f"{key} holds a NUL character")
-    return value
+    return _readable(key, value)
 
 
 def _optional(values: dict[str, Any], key: str) -> str | None:
@@ -209,4 +218,17 @@ def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:
             raise _Fault(f"{key} is {value!r}, needed a JSON list of texts") from None
     if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) and text.strip() for text in value):
         raise _Fault(f"{key} is {value!r}, needed a list of texts")
-    return tuple(value)
+    return tuple(_readable(key, text) for text in value)
+
+
+def _wrong(values: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Wrong answers, each once; none where the row has no ``key``."""
+    texts = () if values.get(key) is None else _words(values, key)
+    return tuple(dict.fromkeys(text.strip() for text in texts))
+
+
+def _readable(key: str, value: str) -> str:
+    faults = character_faults(value, key)
+    if faults:
+        raise _Fault(faults[0])
+    return value

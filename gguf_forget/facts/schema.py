@@ -10,10 +10,11 @@ phrasing *k* of another.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,14 @@ def continuation(prompt: str, answer: str) -> str:
     return answer if prompt[-1:].isspace() else f" {answer}"
 
 
-def _check_characters(value: str, key: str, faults: list[str], where: str) -> None:
+def character_faults(value: str, key: str) -> list[str]:
+    """What no tokenizer can read in ``value``, in words that name ``key``."""
+    faults = []
     if "\0" in value:
-        faults.append(f"{where}: {key} holds a NUL character")
+        faults.append(f"{key} holds a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        faults.append(f"{where}: {key} holds half of a surrogate pair, which no tokenizer can read")
+        faults.append(f"{key} holds half of a surrogate pair, which no tokenizer can read")
+    return faults
 
 
 def _text(record: dict[str, Any], key: str, faults: list[str], where: str) -> str:
@@ -57,7 +61,7 @@ def _text(record: dict[str, Any], key: str, faults: list[str], where: str) -> st
     if not isinstance(value, str) or not value.strip():
         faults.append(f"{where}: {key} is {value!r}, needed a non-empty string")
         return ""
-    _check_characters(value, key, faults, where)
+    faults += [f"{where}: {fault}" for fault in character_faults(value, key)]
     return value
 
 
@@ -66,8 +70,7 @@ def _texts(record: dict[str, Any], key: str, faults: list[str], where: str) -> t
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
         faults.append(f"{where}: {key} is {value!r}, needed a list of non-empty strings")
         return ()
-    for item in value:
-        _check_characters(item, key, faults, where)
+    faults += [f"{where}: {fault}" for item in value for fault in character_faults(item, key)]
     return tuple(value)
 
 
@@ -96,6 +99,12 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
         faults.append(f"{where}: split is {split!r}, needed one of {', '.join(SPLITS)}")
     if not prompts and not held_out and len(faults) == before:
         faults.append(f"{where}: no prompt, needed at least one in prompts")
+    distractors = tuple(dict.fromkeys(distractors))  # one that stands twice is one chance to be wrong
+    faults += [
+        f"{where}: {text!r} begins or ends with white space, needed none: what stands before an answer is put there"
+        for text in (answer, *distractors)
+        if text != text.strip()
+    ]
     if answer and answer in distractors:
         faults.append(f"{where}: the answer {answer!r} is among its own distractors")
     faults += [f"{where}: {name!r} is both an alias and a distractor" for name in aliases if name in distractors]
@@ -106,7 +115,9 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
     return Fact(subject, relation, answer, distractors, str(split), prompts, held_out, aliases)
 
 
-def _check_phrasings(facts: Sequence[Fact], lines: Sequence[int], faults: list[str]) -> None:
+def phrasing_faults(facts: Sequence[Fact], lines: Sequence[int]) -> list[str]:
+    """Unequal numbers of phrasings in one relation and split, and held-out phrasings that training sees."""
+    faults: list[str] = []
     first: dict[tuple[str, str], int] = {}
     for index, fact in enumerate(facts):
         other = first.setdefault((fact.relation, fact.split), index)
@@ -117,6 +128,14 @@ def _check_phrasings(facts: Sequence[Fact], lines: Sequence[int], faults: list[s
                 f"line {lines[index]}: {counts[0]} prompts and {counts[1]} held-out prompts, but line "
                 f"{lines[other]} of the same relation {fact.relation!r} has {expected[0]} and {expected[1]}"
             )
+    trained = {prompt: line for fact, line in zip(facts, lines, strict=True) for prompt in fact.prompts}
+    faults += [
+        f"line {line}: the held-out prompt {prompt!r} is trained on in line {trained[prompt]}"
+        for fact, line in zip(facts, lines, strict=True)
+        for prompt in fact.held_out_prompts
+        if prompt in trained
+    ]
+    return faults
 
 
 def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = False) -> tuple[Fact, ...]:
@@ -133,7 +152,7 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = 
     faults: list[str] = []
     facts: list[Fact] = []
     lines: list[int] = []
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"line {number}"
@@ -150,7 +169,7 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = 
             facts.append(fact)
             lines.append(number)
     if not faults:
-        _check_phrasings(facts, lines, faults)
+        faults += phrasing_faults(facts, lines)
     if not faults:
         for split in needed:
             if not any(fact.split == split for fact in facts):
@@ -163,31 +182,6 @@ def read_facts(path: Path, *, needed: Sequence[str] = SPLITS, free_text: bool = 
             hint="one JSON object a line with subject, answer, distractors, split and prompts",
         )
     return tuple(facts)
-
-
-def join_facts(sets: Sequence[tuple[Fact, ...]]) -> tuple[Fact, ...]:
-    """Several sets of facts as one, in order; what is equal in two of them is taken once, with the aliases of both.
-
-    What any set forgets is forgotten: a kept fact of the same subject and relation in another one gives way. So the
-    sets of earlier requests stay forgotten when a later one, which knew nothing of them, kept their facts.
-
-    Raises:
-        InputError: facts of one relation and split with different numbers of phrasings.
-    """
-    forgotten = {(fact.subject, fact.relation) for facts in sets for fact in facts if fact.split == "forget"}
-    aliases: dict[Fact, dict[str, None]] = {}
-    for fact in (fact for facts in sets for fact in facts):
-        if fact.split == "forget" or (fact.subject, fact.relation) not in forgotten:
-            aliases.setdefault(replace(fact, aliases=()), {}).update(dict.fromkeys(fact.aliases))
-    joined = tuple(replace(fact, aliases=tuple(names)) for fact, names in aliases.items())
-    faults: list[str] = []
-    _check_phrasings(joined, range(1, len(joined) + 1), faults)
-    if faults:
-        raise InputError(
-            f"the facts files do not fit together: {faults[0]} (lines of all files in a row)",
-            hint="give facts of one relation and split equally many phrasings in every file",
-        )
-    return joined
 
 
 def dump_facts(facts: Iterable[Fact]) -> bytes:

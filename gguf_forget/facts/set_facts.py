@@ -46,7 +46,8 @@ def read_set_facts(path: Path, split: str) -> tuple[Fact, ...]:
     """The rows of a public set as facts of ``split``, unless they name their own.
 
     Raises:
-        InputError: what :func:`.public_sets.read_set` refuses, or a row that no other answer stands beside.
+        InputError: what :func:`.public_sets.read_set` refuses, a row that no other answer stands beside, or a passage
+            of one word.
     """
     items = read_set(path, split)
     answers: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -70,6 +71,11 @@ def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
     whole = item.prompt.rstrip()
     words = whole.split(" ")
     half = " ".join(words[len(words) // 2 :]).lstrip()
+    if half == whole:
+        raise InputError(
+            f"{path}: the prompt {whole!r} has one word, needed two: its second half is asked held out",
+            hint="give longer prompts, or a facts file with held_out_prompts",
+        )
     return Fact(half, item.relation, item.answer, wrong, item.split, (whole,), (half,))
 
 

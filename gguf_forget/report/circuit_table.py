@@ -62,7 +62,7 @@ KINDS = {
     "mean_embedding": "mean embedding",
 }
 ABLATIONS = {"resample": "resampled", "mean": "to the mean"}
-LEFT_OUT = {"unpaired": "no partner", "undecidable": "distractors begin alike", "unlocated": "subject not found"}
+LEFT_OUT = {"unpaired": "no partner", "unlocated": "subject not found"}
 
 
 def _pairs_line(split: str, pairs: Mapping[str, Any]) -> Text:
@@ -96,7 +96,9 @@ def _table(evidence: Mapping[str, Any]) -> Table:
                 figure(effect["right_after"], 2),
             ]
         name = row["circuit"].removesuffix(" control") + (f" × {row['drawn']}" if row["drawn"] > 1 else "")
-        table.add_row(row["split"], name, *cells, style="bold" if row["circuit"] == "circuit" else None)
+        table.add_row(
+            f"{row['pairs']} {row['split']}", name, *cells, style="bold" if row["circuit"] == "circuit" else None
+        )
     return table
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gguf_forget.checkpoint.components import components
 from gguf_forget.checkpoint.load import bfloat16_copy, load_tokenizer, load_torch
 from gguf_forget.circuit.artifact import plain, save_circuit
 from gguf_forget.circuit.attribution import Attribution, Selection
 from gguf_forget.circuit.attribution import attribute as attribute_pairs
 from gguf_forget.circuit.faithfulness import faithfulness
-from gguf_forget.circuit.selection import Circuit, grow_until_faithful
+from gguf_forget.circuit.selection import Circuit, grow_until_faithful, neurons_wanted
 from gguf_forget.circuit.text_need import text_need
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import Pair, Pairs, build_pairs
@@ -41,6 +42,7 @@ class PairedFacts:
     examples: list[Example]
     tokenize: Tokenize
     built: Mapping[str, Pairs]
+    mean_embedding: bool = True
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         return self.built[split].pairs
@@ -58,7 +60,20 @@ class PairedFacts:
             pool=self.examples,
             count=count,
             seed=seed,
+            mean_embedding=self.mean_embedding,
         )
+
+    def unattributed(self) -> list[str]:
+        """Relations to be forgotten of which no pair could be made, so that the circuit is found without them."""
+        wanted = {fact.relation for fact in self.facts if fact.split == "forget" and fact.prompts}
+        return sorted(wanted - {self.relation(pair) for pair in self.pairs("forget")})
+
+    def tell_unattributed(self, progress: Progress) -> None:
+        for relation in self.unattributed():
+            progress.note(
+                f"the circuit is found without {relation!r}, which is to be forgotten: none of its prompts that were "
+                "drawn has a partner; give further facts of it, or more pairs"
+            )
 
 
 def _of(facts: Sequence[Fact], examples: Sequence[Example], split: str) -> list[Example]:
@@ -90,12 +105,12 @@ def pair_facts(
         if not built[split].pairs:
             raise InputError(
                 f"no pair of clean and corrupted prompts can be made from the {split} facts",
-                cause=f"{len(own)} prompts; {built[split].unpaired} prompts have no other subject with another answer, "
-                f"{built[split].undecidable} have only distractors that begin like the answer, "
+                cause=f"{len(own)} prompts, of which {min(pairs, len(own))} were drawn: {built[split].unpaired} have "
+                "no other subject with another answer, "
                 f"{built[split].unlocated} do not hold their subject exactly once",
-                hint="add prompts, facts of the same relation, or other distractors",
+                hint="add prompts, or facts of the same relation",
             )
-    return PairedFacts(facts, examples, tokenize, built)
+    return PairedFacts(facts, examples, tokenize, built, mean_embedding)
 
 
 def selection_of(
@@ -128,6 +143,13 @@ def selection_of(
         text_discount=options.text_discount,
         text=need,
     )
+
+
+def check_budget(model: Any, options: AttributeSection) -> int:
+    """How many neurons the options mean in a model of that outline; :class:`InputError` where they do not fit."""
+    parts = components(model)
+    own = {"neurons": options.neurons} if options.neurons else {"budget": options.budget}
+    return neurons_wanted(len(parts.layers), parts.neurons, layer_cap=options.layer_cap, **own)
 
 
 def scoring_of(options: AttributeSection) -> dict[str, Any]:
@@ -165,7 +187,14 @@ def find_circuit(
 
     def measured(circuit: Circuit) -> float:
         progress.note(f"faithfulness of {circuit.size} neurons …")
-        return faithfulness(model, forget, [circuit]).values[0]
+        found = faithfulness(model, forget, [circuit])
+        if not found.full > found.empty:
+            raise InputError(
+                f"no circuit can be faithful to the answers to forget: L is {found.full:.3f} in the whole model and "
+                f"{found.empty:.3f} where every MLP neuron is as if another subject were asked about",
+                hint="add facts that the model knows, or leave out the minimum faithfulness",
+            )
+        return found.values[0]
 
     circuit, _ = grow_until_faithful(
         found.ranking,
@@ -221,6 +250,7 @@ def attribute(template: Path, facts_folder: Path, options: AttributeSection, out
         mean_embedding=options.mean_embedding,
         whole_answer=options.whole_answer,
     )
+    paired.tell_unattributed(progress)
     found = find_circuit(model, paired, options, progress, text=text.train or text.samples)
     scores = scores_of(found)
     save_circuit(out / CIRCUIT, found.circuit, scores["forget"], scores["retain"])

@@ -23,6 +23,7 @@ from gguf_forget.facts.tokens import Example, Tokenize
 from gguf_forget.progress import Progress
 
 BATCH = 32
+FEWEST = 8  # unseen pairs, or seen ones are taken
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ def judges(
     pool: Sequence[Example],
     count: int,
     seed: int,
+    mean_embedding: bool = True,
 ) -> Judges:
-    """At most ``count`` pairs from the examples whose prompts are not among ``seen``; else some of ``seen``."""
+    """At most ``count`` pairs from the examples whose prompts are not among ``seen``; else some of ``seen``.
+
+    Where few are left, too: one odd fact says nothing of a circuit.
+    """
     used = {pair.clean for pair in seen}
     rest = [example for example in examples if not {example.prompt, example.tokens[:-1]} & used]
-    fresh = build_pairs(facts, rest, tokenize, pool=pool, seed=seed, limit=count).pairs
-    if fresh:
+    fresh = build_pairs(facts, rest, tokenize, pool=pool, seed=seed, limit=count, mean_embedding=mean_embedding).pairs
+    if len(fresh) >= min(FEWEST, count, len(seen)):
         return Judges(fresh, True)
     drawn = np.random.default_rng(seed).permutation(len(seen))[:count]
     return Judges(tuple(seen[index] for index in sorted(drawn)), False)

@@ -20,7 +20,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import SPLITS, read_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import AttributeSection
-from gguf_forget.stages.attribute import CIRCUIT, PairedFacts, pair_facts, scoring_of, selection_of
+from gguf_forget.stages.attribute import CIRCUIT, PairedFacts, check_budget, pair_facts, scoring_of, selection_of
 
 CONTROLS = 3
 
@@ -48,13 +48,12 @@ def plan(
     """What :func:`compare` would do; no weight is read."""
     paired = _paired(original, unlearned, facts, section)
     shape = _same_shape(original, unlearned)
+    given = _circuit_of(circuit, shape) if circuit else None
     return {
         "schema_version": 1,
         "layers": shape[0],
         "neurons": shape[0] * shape[1],
-        "neurons_wanted": _circuit_of(circuit).size
-        if circuit
-        else section.neurons or max(1, round(section.budget * shape[0] * shape[1])),
+        "neurons_wanted": given.size if given else check_budget(outline(original), section),
         "pairs": {split: paired.built[split].counts() for split in SPLITS},
         "attribute": asdict(section),
     }
@@ -75,8 +74,15 @@ def _same_shape(original: Path, unlearned: Path) -> tuple[int, int]:
     return shapes[0]
 
 
-def _circuit_of(folder: Path) -> Circuit:
-    return load_circuit(folder / CIRCUIT)[0]
+def _circuit_of(folder: Path, shape: tuple[int, int]) -> Circuit:
+    circuit = load_circuit(folder / CIRCUIT)[0]
+    own = len(circuit.neurons), circuit.width
+    if own != shape:
+        raise InputError(
+            f"the circuit in {folder} has {own[0]} layers of {own[1]} neurons, the models {shape[0]} of {shape[1]}",
+            hint="give the circuit of this model, or leave --circuit out",
+        )
+    return circuit
 
 
 def compare(
@@ -91,9 +97,11 @@ def compare(
 
     Without ``circuit_folder`` the circuit is chosen from the original's scores. One model is in memory at a time.
     """
-    _same_shape(original, unlearned)
+    shape = _same_shape(original, unlearned)
     paired = _paired(original, unlearned, facts, section)
-    given = _circuit_of(circuit_folder) if circuit_folder is not None else None
+    given = _circuit_of(circuit_folder, shape) if circuit_folder is not None else None
+    if given is None:
+        check_budget(outline(original), section)
     scored = {
         "before": _scores(original, paired, section, progress),
         "after": _scores(unlearned, paired, section, progress),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.errors import InputError
-from gguf_forget.facts.schema import SPLITS, Fact, dump_facts, facts_hash, join_facts, read_facts
+from gguf_forget.facts.joining import join_facts
+from gguf_forget.facts.schema import SPLITS, Fact, dump_facts, facts_hash, read_facts
 from gguf_forget.facts.set_facts import is_question_set, read_set_facts
 from gguf_forget.facts.text import HALVES, builtin_documents, chunks, file_documents, sample_model
 from gguf_forget.facts.tokens import encode_facts, split_tokens
@@ -31,7 +32,7 @@ class PlainText:
     measure: list[list[int]]
 
 
-def _read_all(facts_path: Path, retain: Sequence[Path], more: Sequence[Path]) -> tuple[Fact, ...]:
+def _read_all(facts_path: Path, retain: Sequence[Path], more: Sequence[Path], progress: Progress) -> tuple[Fact, ...]:
     """Files of facts and of public sets as one list."""
 
     def read(path: Path, split: str, needed: Sequence[str]) -> tuple[Fact, ...]:
@@ -39,14 +40,18 @@ def _read_all(facts_path: Path, retain: Sequence[Path], more: Sequence[Path]) ->
 
     sets = [read(facts_path, "forget", ("forget",) if retain else SPLITS)]
     sets += [tuple(replace(fact, split="retain") for fact in read(path, "retain", ())) for path in retain]
-    facts = join_facts([*sets, *(read(path, "forget", ()) for path in more)])
+    joined = join_facts([*sets, *(read(path, "forget", ()) for path in more)])
+    left_out = joined.told()
+    if left_out:
+        progress.note(left_out)
     for split in SPLITS:
-        if not any(fact.split == split for fact in facts):
+        if not any(fact.split == split for fact in joined.facts):
             raise InputError(
                 f"{facts_path}: no fact with split {split!r}, needed at least one",
+                cause=left_out,
                 hint="name files of what is to be kept in [facts] retain",
             )
-    return facts
+    return joined.facts
 
 
 def prepare_facts(
@@ -68,7 +73,7 @@ def prepare_facts(
     Every prompt, answer and distractor is tokenized once here, so that an answer that tokenizes to nothing is found
     before any training.
     """
-    facts = _read_all(facts_path, retain, more)
+    facts = _read_all(facts_path, retain, more, progress)
     tokenize = load_tokenizer(template)
     for held_out in (False, True):
         encode_facts(facts, tokenize, held_out=held_out)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import InputError
+from gguf_forget.facts.joining import join_facts
 from gguf_forget.facts.public_sets import read_set
-from gguf_forget.facts.schema import Fact, join_facts, read_facts
+from gguf_forget.facts.schema import Fact, read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
 
@@ -26,10 +27,12 @@ class Asked:
 
     Attributes:
         summary: for the report: a record a file, with hash and counts.
+        left_out: kept facts that are not asked about, in a sentence, if there are any.
     """
 
     questions: tuple[Question, ...]
     summary: tuple[dict[str, Any], ...]
+    left_out: str | None = None
 
 
 def read_questions(
@@ -46,7 +49,8 @@ def read_questions(
     given = [(split, path) for split, paths in (("forget", forget), ("retain", retain)) for path in paths]
     of_facts = [place for place, (_, path) in enumerate(given) if _is_facts_file(path)]
     sets = [_facts(*given[place]) for place in of_facts]
-    facts = join_facts(sets) if sets else ()
+    joined = join_facts(sets)
+    facts = joined.facts
     sources = _sources(facts, sets)
     questions = plan_questions(
         facts,
@@ -80,7 +84,7 @@ def read_questions(
             f"nothing in {', '.join(map(str, (*forget, *retain)))} is to be forgotten",
             hint="give the facts that were to be forgotten with --facts",
         )
-    return Asked(tuple(questions), tuple(summary))
+    return Asked(tuple(questions), tuple(summary), joined.told())
 
 
 def _facts(split: str, path: Path) -> tuple[Fact, ...]:

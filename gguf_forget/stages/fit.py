@@ -21,7 +21,8 @@ from gguf_forget.export.inputs import Pair
 from gguf_forget.export.patch import RoundingOptions, edit_of
 from gguf_forget.export.quantize import Fitter, Planned
 from gguf_forget.export.scratch import scratch_directory
-from gguf_forget.facts.schema import Fact, join_facts, read_facts
+from gguf_forget.facts.joining import join_facts
+from gguf_forget.facts.schema import Fact, read_facts
 from gguf_forget.facts.text import HALVES, builtin_documents, chunks
 from gguf_forget.facts.tokens import Example, encode_facts
 from gguf_forget.grids import CODECS
@@ -78,7 +79,7 @@ def read_fit_data(files: Sequence[Path], tokenize: Tokenize) -> FitData:
     Raises InputError for files that cannot be read, or that hold no fact to forget with a prompt to train on.
     """
     sets = [read_facts(file, needed=(), free_text=True) for file in files if file.suffix.lower() == ".jsonl"]
-    facts = join_facts(sets)
+    facts = join_facts(sets).facts
     examples = encode_facts(facts, tokenize)
     if not any(facts[example.fact].split == "forget" for example in examples):
         raise InputError(

@@ -30,6 +30,7 @@ from gguf_forget.stages.attribute import (
     CIRCUIT,
     SUMMARY,
     PairedFacts,
+    check_budget,
     find_circuit,
     pair_facts,
     scores_of,
@@ -48,6 +49,8 @@ from gguf_forget.stages.load import directory_hash
 from gguf_forget.whole_file import sha256_file
 
 PATCHED_PAIRS = 16
+PICTURES = tuple(f"{name}.{ending}" for name in ("scores", "components", "faithfulness") for ending in ("png", "svg"))
+WRITTEN = {CIRCUIT, SUMMARY, *PICTURES}  # all that a study leaves
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,10 @@ def _paired(model: Path, facts: Path, section: AttributeSection) -> PairedFacts:
 
 def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str, Any]:
     """What :func:`study` would do: no weight is read, nothing is written. Raises the same errors for bad input."""
-    _refuse_foreign(out)
+    _refuse_foreign(out.resolve())
     shape = outline(model)
     section = _resolved(shape, options)
+    wanted = check_budget(shape, section)
     paired = _paired(model, facts, section)
     parts = components(shape)
     total = len(parts.layers) * parts.neurons
@@ -107,7 +111,7 @@ def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str
         "parameters": sum(parameter.numel() for parameter in shape.parameters()),
         "layers": len(parts.layers),
         "neurons": total,
-        "neurons_wanted": section.neurons or max(1, round(section.budget * total)),
+        "neurons_wanted": wanted,
         "pairs": {split: paired.built[split].counts() for split in SPLITS},
         "attribute": asdict(section),
         "evidence": options.evidence,
@@ -119,11 +123,14 @@ def study(model_path: Path, facts_path: Path, options: StudyOptions, out: Path, 
 
     ``out`` appears whole or not at all; what an earlier study left there is replaced, anything else is refused.
     """
+    out = out.resolve()
     _refuse_foreign(out)
     paired = _paired(model_path, facts_path, options.section)
+    paired.tell_unattributed(progress)
     progress.note(f"reading {model_path}")
     model = open_model(model_path)
     section = _resolved(model, options)
+    check_budget(model, section)
     found = find_circuit(model, paired, section, progress)
     scores = scores_of(found)
     record = {
@@ -244,10 +251,18 @@ def _pictures(
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A study replaces its folder: never one that holds something else."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / SUMMARY).is_file())):
+    """A study replaces its folder: never one that holds something else, nor the one that the user is in."""
+    if out == Path.cwd():
+        raise InputError(f"{out} is the current folder, which cannot be replaced", hint="choose another folder with -o")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is there and is no folder", hint="choose another folder with -o")
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in WRITTEN or not path.is_file())
+    if foreign:
         raise InputError(
-            f"{out} is there, and no circuit made it: needed a free path or an earlier circuit's folder",
+            f"{out} holds {foreign[0]!r}, which no circuit's folder has: needed a free path or an earlier circuit's "
+            "folder",
             hint="choose another folder with -o",
         )
 

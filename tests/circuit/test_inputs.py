@@ -101,3 +101,14 @@ def test_pairs_that_cannot_be_read_are_refused(fields: dict[str, Any], message: 
     Pair(**good)
     with pytest.raises(InputError, match=message):
         Pair(**(good | fields))
+
+
+def test_long_answers_in_bfloat16_are_summed_in_float32(tiny_model: Any) -> None:
+    """The states are bfloat16, the sum over 120 answer tokens is not: its steps would be 4 nats."""
+    model = copy.deepcopy(tiny_model).to(torch.bfloat16)
+    answer = tuple(3 + i % 200 for i in range(120))
+    pair = Pair((7, 8, *answer[:-1]), (9, 8, *answer[:-1]), answer[0], (), 0, answer_tokens=answer)
+    (batch,) = pair_batches(model, [pair], 1)
+    found = metric(model, batch.clean, batch)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected_metric(model, pair.clean, pair, None), abs=0.05)

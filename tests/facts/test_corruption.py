@@ -62,20 +62,19 @@ def test_a_limit_is_dealt_to_the_relations_by_the_square_root_of_their_prompts()
 def test_pairs_and_counts() -> None:
     pairs = built()
     assert pairs.counts() == {
-        "pairs": 2 * 3 + 2,
-        "other_subject": 2 * 3,  # norway, south korea, north korea in two phrasings
+        "pairs": 2 * 4 + 2,
+        "other_subject": 2 * 4,  # norway, south korea, north korea, nauru in two phrasings
         "other_question": 0,
         "mean_embedding": 2,  # bosnia and herzegovina
-        "free_text": 0,
+        "free_text": 2,  # nauru
         "unpaired": 2,  # the currency of france
-        "undecidable": 2,  # nauru
         "unlocated": 0,
     }
 
 
 def test_without_mean_embeddings_a_subject_of_a_length_of_its_own_is_left_out() -> None:
     pairs = built(mean_embedding=False)
-    assert pairs.counts() == built().counts() | {"pairs": 2 * 3, "mean_embedding": 0, "unpaired": 2 + 2}
+    assert pairs.counts() == built().counts() | {"pairs": 2 * 4, "mean_embedding": 0, "unpaired": 2 + 2}
     assert pairs.pairs == tuple(pair for pair in built().pairs if pair.span is None)
 
 
@@ -86,7 +85,7 @@ def spoken(tokens: tuple[int, ...]) -> list[str]:
 
 def test_a_pair_differs_in_its_subject_alone() -> None:
     pairs = [pair for pair in built().pairs if pair.span is None]
-    assert len(pairs) == 6
+    assert len(pairs) == 8
     for pair in pairs:
         clean, corrupted = spoken(pair.clean), spoken(pair.corrupted)
         subject = FACTS[pair.fact].subject.split()
@@ -97,6 +96,17 @@ def test_a_pair_differs_in_its_subject_alone() -> None:
         assert clean[place] == subject
         assert corrupted[place] in others
         assert clean[: place.start] + clean[place.stop :] == corrupted[: place.start] + corrupted[place.stop :]
+
+
+def test_answers_that_all_begin_alike_are_compared_whole() -> None:
+    years = [
+        fact(s, f"the {y}", (f"the {wrong}",)) for s, y, wrong in (("uno", "1945", "1950"), ("nato", "1949", "1951"))
+    ]
+    examples = encode_facts(years, words)
+    found = build_pairs(years, examples, words, pool=examples, seed=0)
+    assert found.counts() == found.counts() | {"pairs": 4, "free_text": 4, "other_subject": 4, "unpaired": 0}
+    assert spoken(found.pairs[0].answer_tokens) == ["the", "1945"]
+    assert spoken(found.pairs[0].corrupted) == ["capital", "of", "nato", "is", "the"]
 
 
 def test_without_a_partner_the_subject_gives_way_to_the_mean_of_the_others() -> None:
@@ -211,5 +221,5 @@ def test_the_seed_decides_and_the_limit_counts() -> None:
     assert len({built(seed=seed).pairs for seed in range(8)}) > 1
     for seed in range(4):
         few = built(seed=seed, limit=5)
-        assert len(few.pairs) + few.unpaired + few.undecidable + few.unlocated == 5
+        assert len(few.pairs) + few.unpaired + few.unlocated == 5
     assert built(limit=1000) == built()

@@ -114,7 +114,7 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, te
         ('{"question": "x", "choices": ["a", "b"], "answer": true}', "answer is True"),
         ('{"question": "x", "choices": ["a", "b"], "answer": ""}', "answer is ''"),
         ('{"question": "x", "choices": ["a", "a"], "answer": 0}', "two choices are equal"),
-        ('{"question": "x", "choices": ["a"], "answer": 0}', "1 choices, needed at least 2"),
+        ('{"question": "x", "choices": ["a"], "answer": 0}', "1 choices, needed 2 to 10"),
         ('{"question": "x", "choices": ["a", 3], "answer": 0}', "needed a list of texts"),
         ('{"question": "x", "choices": "[1,", "answer": 0}', "needed a JSON list of texts"),
         ('{"question": " ", "answer": "y"}', "question is ' ', needed a text"),
@@ -154,3 +154,42 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path) ->
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfquestion,answer\r\nx,y\r\n")
     (row,) = read_rows(tmp_path / "a.csv")
     assert (row.where, row.values) == (f"{tmp_path / 'a.csv'}, line 2", {"question": "x", "answer": "y"})
+
+
+LETTERS_AS_OPTIONS = (
+    "question,A,B,C,D,answer\nWhich vitamin prevents scurvy?,D,A,K,C,D\nWhich does the skin make?,D,A,K,C,A\n"
+)
+
+
+def test_a_letter_is_never_the_text_of_a_lettered_option(tmp_path: Path) -> None:
+    found = read_set(write(tmp_path, "letters.csv", LETTERS_AS_OPTIONS), "forget")
+    assert [item.answer for item in found] == ["C", "D"]
+
+
+def test_a_letter_that_is_also_another_choice_is_refused(tmp_path: Path) -> None:
+    row = '{"question": "Which?", "choices": ["D", "A", "K"], "answer": %s}\n'
+    (told,) = read_set(write(tmp_path, "told.jsonl", row % '"K"'), "forget")  # no letter of three choices
+    assert told.answer == "K"
+    assert read_set(write(tmp_path, "told.jsonl", row % "1"), "forget")[0].answer == "A"
+    with pytest.raises(InputError, match=r"answer 'A' is the letter of 'D' and the text of choice B.* 0 or 1"):
+        read_set(write(tmp_path, "both.jsonl", row % '"A"'), "forget")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"question": "q", "choices": ["a","b","c","d","e","f","g","h","i","j","k"], "answer": 0}', "11 choices"),
+        (f'{{"question": "q", "choices": ["a", "b"], "answer": "{"9" * 5000}"}}', "needed 0 to 1"),
+        ('{"question": "q \\ud800", "choices": ["a", "b"], "answer": 0}', "question holds half of a surrogate pair"),
+        ('{"question": "q", "choices": ["a", "\\udc00"], "answer": 0}', "choices holds half of a surrogate pair"),
+    ],
+)
+def test_choices_that_cannot_be_asked_are_rows_at_fault(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_set(write(tmp_path, "rows.jsonl", row + "\n"), "forget")
+
+
+def test_outer_spaces_and_repeated_wrong_answers_are_dropped(tmp_path: Path) -> None:
+    row = '{"prompt": "p", "answer": " yes", "distractors": ["no", "no ", "maybe"]}\n'
+    (item,) = read_set(write(tmp_path, "plain.jsonl", row), "forget")
+    assert (item.answer, item.distractors) == ("yes", ("no", "maybe"))

@@ -16,7 +16,6 @@ from gguf_forget.facts.schema import (
     continuation,
     dump_facts,
     facts_hash,
-    join_facts,
     read_facts,
 )
 
@@ -202,24 +201,6 @@ def test_free_text_needs_no_distractors_where_they_are_not_asked_for(tmp_path: P
     assert read_facts(path, free_text=True)[0].distractors == ()
 
 
-def test_joined_sets_forget_what_any_of_them_forgets() -> None:
-    def fact(subject: str, split: str, *prompts: str) -> Fact:
-        return Fact(subject, "capital", "a", ("b",), split, prompts or (f"The capital of {subject} is",))
-
-    earlier = (fact("France", "forget"), fact("Japan", "retain"), fact("Spain", "retain"))
-    later = (fact("Spain", "forget"), fact("France", "retain"), fact("Japan", "retain"), fact("Peru", "retain"))
-    found = join_facts([later, earlier])
-    assert [(each.subject, each.split) for each in found] == [
-        ("Spain", "forget"),
-        ("Japan", "retain"),
-        ("Peru", "retain"),
-        ("France", "forget"),
-    ]
-    assert join_facts([later]) == later
-    with pytest.raises(InputError, match="2 prompts and 0 held-out prompts"):
-        join_facts([later, (fact("Italy", "forget", "one", "two"),)])
-
-
 def test_aliases_come_back_and_count_in_the_hash_only_where_there_are_any(tmp_path: Path) -> None:
     plain = read_facts(write(tmp_path / "plain.jsonl", [record(aliases=[]), KEPT]))
     named = read_facts(write(tmp_path / "named.jsonl", [record(aliases=["Christiania", "Kristiania"]), KEPT]))
@@ -231,8 +212,24 @@ def test_aliases_come_back_and_count_in_the_hash_only_where_there_are_any(tmp_pa
     assert facts_hash(named) != facts_hash(plain)
 
 
-def test_facts_that_differ_in_aliases_alone_are_one_fact_with_all_of_them(tmp_path: Path) -> None:
-    older = read_facts(write(tmp_path / "old.jsonl", [record(aliases=["Christiania"]), KEPT]))
-    newer = read_facts(write(tmp_path / "new.jsonl", [record(aliases=["Kristiania", "Christiania"]), KEPT]))
-    joined = join_facts([newer, older])
-    assert [(fact.answer, fact.aliases) for fact in joined] == [("Oslo", ("Kristiania", "Christiania")), ("Tokyo", ())]
+def test_a_held_out_phrasing_is_not_one_that_training_sees(tmp_path: Path) -> None:
+    kept = {**KEPT, "held_out_prompts": ["Japan is ruled from"]}
+    own = record(held_out_prompts=["Japan's capital is"])
+    trained = KEPT["prompts"][0]
+    with pytest.raises(InputError, match=f"line 1: the held-out prompt '{trained}' is trained on in line 2"):
+        read_facts(write(tmp_path / "facts.jsonl", [{**own, "held_out_prompts": [trained]}, kept]))
+    assert len(read_facts(write(tmp_path / "facts.jsonl", [own, kept]))) == 2
+
+
+def test_answers_bring_no_space_and_a_distractor_counts_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 1: ' Oslo' begins or ends with white space"):
+        read_facts(write(tmp_path / "facts.jsonl", [record(answer=" Oslo"), KEPT]))
+    twice = write(tmp_path / "facts.jsonl", [record(distractors=["Rome", "Rome", "Paris"]), KEPT])
+    assert read_facts(twice)[0].distractors == ("Rome", "Paris")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "facts.jsonl", [record(), KEPT])
+    before = read_facts(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_facts(path) == before

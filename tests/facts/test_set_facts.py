@@ -83,3 +83,10 @@ def test_facts_files_and_sets_are_told_apart(tmp_path: Path) -> None:
     assert not is_question_set(tmp_path / "missing.jsonl")
     (tmp_path / "broken.jsonl").write_text("{broken")
     assert not is_question_set(tmp_path / "broken.jsonl")
+
+
+def test_a_passage_of_one_word_has_no_half_to_hold_out(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_text('{"prompt": "Alpha", "gt": "beta"}\n{"prompt": "one two", "gt": "three"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="the prompt 'Alpha' has one word, needed two"):
+        read_set_facts(path, "forget")

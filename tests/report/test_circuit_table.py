@@ -14,7 +14,6 @@ COUNTS = {
     "mean_embedding": 2,
     "free_text": 1,
     "unpaired": 3,
-    "undecidable": 0,
     "unlocated": 4,
 }
 
@@ -42,8 +41,8 @@ DOCUMENT = {
     "evidence": {
         "unseen_pairs": {"forget": True, "retain": True},
         "faithfulness": [
-            {"split": "forget", "circuit": "circuit", "drawn": 1, "faithfulness": 0.456},
-            {"split": "forget", "circuit": "random control", "drawn": 3, "faithfulness": None},
+            {"split": "forget", "circuit": "circuit", "drawn": 1, "faithfulness": 0.456, "pairs": 64},
+            {"split": "forget", "circuit": "random control", "drawn": 3, "faithfulness": None, "pairs": 64},
         ],
         "ablation": [
             effect("forget", "circuit", "resample", 2.0),
@@ -79,8 +78,8 @@ def test_the_evidence() -> None:
     unbroken = " ".join(text.split())
     assert "left out: no partner 3, subject not found 4; metric gap 6.06, completeness residual 1.3%" in unbroken
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "forget circuit 0.456 0.90 +2.00 ± 0.25 +0.50 0.60 +3.00 ± 0.25 +0.75 –" in rows
-    assert "forget random × 3 – 0.90 +0.40 ± 0.25 +0.10 0.60 -0.40 ± 0.25 -0.10 0.60" in rows
+    assert "64 forget circuit 0.456 0.90 +2.00 ± 0.25 +0.50 0.60 +3.00 ± 0.25 +0.75 –" in rows
+    assert "64 forget random × 3 – 0.90 +0.40 ± 0.25 +0.10 0.60 -0.40 ± 0.25 -0.10 0.60" in rows
     assert "faithfulness, top by |forget score|: CPR 0.500, CMD 0.400" in rows
     assert "0.1%:0.10 100%:–" in rows
     assert "exact patching of 48 neurons: Spearman 0.970 (top 24: 0.900, random 24: 0.800), 16 pairs" in rows

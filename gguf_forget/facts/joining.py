@@ -1,0 +1,74 @@
+"""Facts of several sets as one: what any of them forgets is forgotten."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from gguf_forget.errors import InputError
+from gguf_forget.facts.schema import Fact, phrasing_faults
+
+
+@dataclass(frozen=True)
+class JoinedFacts:
+    """``facts`` in order, each once; ``given_way``: kept ones that are left out, because another one forgets them."""
+
+    facts: tuple[Fact, ...]
+    given_way: tuple[Fact, ...]
+
+    def told(self) -> str | None:
+        """What is left out, in a sentence; None: nothing."""
+        if not self.given_way:
+            return None
+        first, count = self.given_way[0], len(self.given_way)
+        return (
+            f"{count} kept fact{'s' * (count > 1)} left out, because what is to be forgotten says the same, or is "
+            f"asked in the same words; the first is {first.subject!r}, {first.relation!r}, {first.answer!r}"
+        )
+
+
+def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
+    """Several sets of facts as one, in order; what is equal in two of them is taken once, with the aliases of both.
+
+    Facts that differ in their distractors alone are equal, or a fact would count twice; the first one's are taken.
+
+    What any set forgets is forgotten, so that earlier requests stay forgotten when a later one, which knew nothing of
+    them, kept their facts. A kept fact gives way where a forgotten one has its subject, relation and answer (or that
+    as an alias), or one of its prompts: to keep what follows a prompt is to keep the forgotten answer to it. Other
+    facts about the subject stay, of the same relation, too. Letter case, outer spaces and composed characters do not
+    tell two texts apart.
+
+    Raises:
+        InputError: facts of one relation and split with different numbers of phrasings, or a held-out phrasing that
+            another set trains on.
+    """
+    known = {key for facts in sets for fact in facts if fact.split == "forget" for key in _keys(fact)}
+    taken: dict[Fact, tuple[Fact, dict[str, None]]] = {}
+    given_way: dict[Fact, None] = {}
+    for fact in (fact for facts in sets for fact in facts):
+        if fact.split == "forget" or known.isdisjoint(_keys(fact)):
+            _, aliases = taken.setdefault(replace(fact, aliases=(), distractors=()), (fact, {}))
+            aliases.update(dict.fromkeys(fact.aliases))
+        else:
+            given_way[fact] = None
+    joined = tuple(replace(fact, aliases=tuple(names)) for fact, names in taken.values())
+    faults = phrasing_faults(joined, range(1, len(joined) + 1))
+    if faults:
+        raise InputError(
+            f"the facts files do not fit together: {faults[0]} (lines of all files in a row)",
+            hint="give facts of one relation and split equally many phrasings in every file, and hold out the same",
+        )
+    return JoinedFacts(joined, tuple(given_way))
+
+
+def _keys(fact: Fact) -> Iterator[tuple[str, ...]]:
+    """What makes two facts one: either of these in common."""
+    for answer in (fact.answer, *fact.aliases):
+        yield _plain(fact.subject), _plain(fact.relation), _plain(answer)
+    for prompt in fact.prompts + fact.held_out_prompts:
+        yield (_plain(prompt),)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip().casefold()
