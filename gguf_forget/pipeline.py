@@ -13,6 +13,7 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, TextSection
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json
 from gguf_forget.stages.machine import tool_versions, torch_device
+from gguf_forget.stages.verdict_checks import check_judged, check_types
 from gguf_forget.whole_file import sha256_file
 
 STAGES = (
@@ -50,6 +51,7 @@ class _Run:
         self.progress = progress
         self.versions = tool_versions()
         self.done: dict[str, StageResult] = {}
+        self.rebuilt = False
 
     def path(self, stage: str) -> Path:
         return self.done[stage].path
@@ -62,6 +64,7 @@ class _Run:
         inputs = {"versions": self.versions, "options": options, "upstream": upstream}
         result = self.directory.stage(name, inputs, lambda out: _discard(build(out)))
         self.done[name] = result
+        self.rebuilt |= not result.skipped
         self.progress.note(f"[{name}] {'unchanged, skipped' if result.skipped else 'done'}")
         return result
 
@@ -78,16 +81,30 @@ def _input_hash(path: Path | None) -> str | None:
     return directory_hash(path) if path.is_dir() else sha256_file(path)
 
 
-def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES[-1]) -> Outcome:
-    """Run every stage up to and including ``until``. Raises the errors of the stages; what was finished stays."""
+def stages_until(until: str) -> tuple[str, ...]:
+    """All stages up to and including ``until``. Raises InputError where there is none of that name."""
     if until not in STAGES:
         raise InputError(f"no stage is called {until!r}, needed one of {', '.join(STAGES)}")
-    wanted = STAGES[: STAGES.index(until) + 1]
+    return STAGES[: STAGES.index(until) + 1]
+
+
+def check_recipe(recipe: Recipe, until: str) -> None:
+    """Raises InputError for what the recipe alone shows to end in no training, or in no verdict."""
+    wanted = stages_until(until)
     if "unlearn" in wanted:
         from gguf_forget.stages.training_checks import check_parts
 
-        torch_device(recipe.unlearn.device)  # before an hour of other stages
         check_parts(recipe.unlearn)
+    if "report" in wanted:
+        check_types(recipe.export.types)
+
+
+def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES[-1]) -> Outcome:
+    """Run every stage up to and including ``until``. Raises the errors of the stages; what was finished stays."""
+    wanted = stages_until(until)
+    check_recipe(recipe, until)
+    if "unlearn" in wanted:
+        torch_device(recipe.unlearn.device)  # before an hour of other stages
     with RunDirectory(folder) as directory:
         state = _Run(recipe, directory, progress)
         for name in wanted:
@@ -95,8 +112,12 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
             if name == "load" and "attribute" in wanted:
                 _check_circuit(state)
             if name == "facts" and "unlearn" in wanted:
-                _check_facts(state)
+                _check_facts(state, judged="report" in wanted)
         if "report" not in wanted:
+            if state.rebuilt and (folder / "report").is_dir():
+                progress.note(
+                    f"report and evidence in {folder} are those of earlier files: gguf-forget report makes them anew"
+                )
             return Outcome(folder, None, 0, tuple(state.done))
         report = read_json(state.path("report") / "report.json")
     return Outcome(folder, report, int(report["verdict"]["exit_code"]), tuple(state.done))
@@ -143,7 +164,11 @@ def _facts(state: _Run) -> None:
             **counts,
         )
 
-    hashes = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
+    hashes: dict[str, Any] = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
+    # Rows of public sets are called as their file, whose ending says how it is read.
+    hashes["names"] = [
+        path.name for path in (recipe.facts.path, *recipe.facts.retain, *recipe.facts.more, recipe.text.path) if path
+    ]
     further: dict[str, Any] = {
         name: [_input_hash(path) for path in paths]
         for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))
@@ -164,12 +189,15 @@ def _check_circuit(state: _Run) -> None:
     check_budget(outline(state.path("load") / "template.gguf"), state.recipe.attribute)
 
 
-def _check_facts(state: _Run) -> None:
-    """What training will need of the facts, before the circuit is looked for."""
+def _check_facts(state: _Run, *, judged: bool) -> None:
+    """What training and verdict will need of the facts, before the circuit is looked for."""
     from gguf_forget.stages.facts import load_facts
     from gguf_forget.stages.training_checks import check_facts
 
-    check_facts(state.recipe.unlearn, load_facts(state.path("facts"))[0])
+    facts, _ = load_facts(state.path("facts"))
+    check_facts(state.recipe.unlearn, facts)
+    if judged:
+        check_judged(state.recipe.gates.headline, facts)
 
 
 def _agreement(state: _Run) -> None:

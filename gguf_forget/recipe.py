@@ -10,6 +10,7 @@ To add a key, add one line to its section. To add a section, add a dataclass and
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -356,13 +357,13 @@ def load_recipe(path: Path | str) -> Recipe:
     path = Path(path)
     try:
         content = path.read_bytes().decode("utf-8-sig")
-        mapping = tomllib.loads(content)
+        mapping = _parsed(content)
     except OSError as error:
         raise InputError(
             f"cannot read the recipe {path}: found {error.strerror or error}, needed a TOML file",
             hint="give the path of a recipe; `gguf-forget demo` needs none",
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:  # of the encoding, or of TOML
         raise InputError(
             f"the recipe {path} is no valid TOML",
             cause=str(error),
@@ -374,6 +375,16 @@ def load_recipe(path: Path | str) -> Recipe:
         return recipe_from_mapping(mapping, source=str(path), base=path.parent)
     except RecursionError as error:  # a value too deep to be shown
         raise InputError(_nested(path), hint=_FLAT) from error
+
+
+def _parsed(content: str) -> dict[str, Any]:
+    """What TOML says. Of a number that is too long for Python to read, the first digits say that it is too large."""
+    try:
+        return tomllib.loads(content)
+    except (tomllib.TOMLDecodeError, UnicodeError):
+        raise
+    except ValueError:  # a whole number of thousands of digits; nothing says of which key
+        return tomllib.loads(re.sub("([0-9_]{1000})[0-9_]+", r"\g<1>1", content))
 
 
 _FLAT = "a recipe has sections, and in them keys with plain values"

@@ -33,6 +33,7 @@ class Setting:
 
 
 REQUIRED: Any = dataclasses.MISSING
+LARGEST_WHOLE = 2**31 - 1  # of a key without a bound of its own; libraries below count in 32 bits
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -105,6 +106,8 @@ def _check_value(value: Any, annotation: Any, rule: Setting, base: Path) -> Any:
 
 
 def _check_number(value: Any, kind: type[int] | type[float], rule: Setting) -> int | float:
+    if kind is int and isinstance(value, int) and value > LARGEST_WHOLE and rule.at_most is None:
+        rule = dataclasses.replace(rule, at_most=LARGEST_WHOLE)  # named only where it is broken
     limits = " and ".join(
         f"{words} {limit:g}" if abs(limit) < 1e6 else f"{words} {limit}"
         for words, limit in (("above", rule.above), ("at least", rule.at_least), ("at most", rule.at_most))
@@ -177,8 +180,10 @@ def needed_name(name: str, names: list[str], sections: Mapping[str, type[Any]] |
 
 
 def _did_you_mean(name: Any, names: typing.Iterable[str]) -> str:
+    if not isinstance(name, str):
+        return ""
     folded = {candidate.casefold(): candidate for candidate in names}
-    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f"; did you mean {folded[close[0]]}?" if close else ""
 
 
@@ -192,10 +197,17 @@ _TOML_TYPES = {bool: "boolean", int: "integer", float: "float", str: "string", l
 
 def shown(value: Any) -> str:
     """A value found, short enough for a message, with TOML's name of its type."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else _written(value)
     if len(text) > 80:
         text = text[:77] + "…"
     return f"{text} ({_TOML_TYPES.get(type(value), type(value).__name__)})"
+
+
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits in decimal
+        return hex(value) if isinstance(value, int) else "something with a huge whole number in it"
 
 
 def as_json(value: Any) -> Any:

@@ -36,6 +36,20 @@ def check_output(destination: Path, sources: Iterable[Path] = ()) -> None:
         ) from error
 
 
+def check_outputs(destinations: Iterable[Path | None], sources: Iterable[Path] = ()) -> None:
+    """:func:`check_output` of several, None left out: their folders can be written in, and no two are one file."""
+    sources, taken = list(sources), set()
+    for destination in destinations:
+        if destination is None:
+            continue
+        check_output(destination, sources)
+        check_folder_writable(destination.parent)
+        place = destination.resolve()
+        if place in taken:
+            raise InputError(f"{destination} is named for two results", hint="give each one a name of its own")
+        taken.add(place)
+
+
 def check_folder_writable(folder: Path) -> None:
     """Raises InputError for a folder that is none, or in which this user can write nothing."""
     try:

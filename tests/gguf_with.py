@@ -18,8 +18,11 @@ def copy_with(
     *,
     tensors_a_part: int = 0,
     tensors_before: Mapping[str, np.ndarray] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> Path:
     """Copy a GGUF, replacing keys that it has (None: leaving them out); return the first file written.
+
+    numbers: keys that it has not, of 32 bits.
 
     tensors_before: more tensors, which come first.
 
@@ -34,6 +37,8 @@ def copy_with(
         kind = field.types[0]
         element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, values.get(name, field.contents()), kind, element)
+    for name, number in (numbers or {}).items():
+        writer.add_uint32(name, number)
     for name, weights in (tensors_before or {}).items():
         writer.add_tensor(name, weights)
     for tensor in reader.tensors:

@@ -50,14 +50,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 STUDY = (
-    *("--budget", "5%", "--pairs", "8", "--evidence-pairs", "4", "--steps", "2", "--layer-cap", "0.2"),
+    *("--budget", "5%", "--pairs", "8", "--steps", "2", "--layer-cap", "0.2"),
     *("--ranking", "signed", "--precision", "float32", "--quiet"),
 )
 
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> dict[str, Any]:
-    result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", folder / "out", "--json", *STUDY)
+    arguments = ("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", folder / "out", *STUDY)
+    result = invoke(*arguments, "--json", "--evidence-pairs", "4")
     assert result.exit_code == 0, result.output
     document: dict[str, Any] = json.loads(result.stdout)
     return document
@@ -280,6 +281,10 @@ def test_judges_are_corrupted_as_the_attributed_pairs_are(folder: Path) -> None:
         (("recipe.toml", "--neurons", "3"), "--neurons need MODEL and FACTS"),
         (("model.gguf", "facts.jsonl", "-o", "new", "--neurons", "3", "--budget", "1%"), "at most one of them"),
         (("model.gguf", "facts.jsonl", "-o", "new", "--budget", "3"), "needed a share like 0.03 or 3%"),
+        (
+            ("model.gguf", "facts.jsonl", "-o", "new", "--no-evidence", "--evidence-pairs", "3"),
+            "--evidence-pairs with --no-evidence: the circuit is not judged",
+        ),
         (("missing.gguf", "facts.jsonl", "-o", "new"), "does not exist"),
         (("model.gguf", "missing.jsonl", "-o", "new"), "does not exist"),
         (("model.gguf", "facts.jsonl", "-o", "new", "--neurons", "250"), "does not fit into 2 layers"),
@@ -315,6 +320,35 @@ def test_divergence_of_a_model_from_itself_and_from_another(folder: Path, study:
     rows = json.loads(result.stdout)["divergence"]
     assert all(0.1 < row["l1"] <= 2 for row in rows)
     assert rows[1]["neurons"] == round(0.03 * 256)
+
+
+CHOOSING = (
+    "--neurons 3",
+    "--budget 1%",
+    "--ranking signed",
+    "--layer-cap 1",
+    "--retain-discount 1",
+    "--text-discount 0",
+)
+
+
+@pytest.mark.parametrize("option", CHOOSING)
+def test_divergence_in_a_given_circuit_refuses_what_would_choose_one(folder: Path, option: str) -> None:
+    own = folder / "model.gguf"
+    arguments = ("divergence", own, own, folder / "facts.jsonl", *option.split(), "--dry-run", *FEW)
+    assert invoke(*arguments).exit_code == 0
+    result = invoke(*arguments, "--circuit", folder / "out", "--seed", 1, "--variant", "inputs")
+    assert result.exit_code == 2
+    name = option.split()[0]
+    assert f"{name} with --circuit: the circuit is given, none is chosen" in " ".join(result.stderr.split())
+
+
+def test_all_options_that_would_choose_a_circuit_are_named(folder: Path) -> None:
+    own = folder / "model.gguf"
+    options = ("--layer-cap", 1, "--budget", "1%", "--circuit", folder / "out")
+    result = invoke("divergence", own, own, folder / "facts.jsonl", *options)
+    assert result.exit_code == 2
+    assert "--budget, --layer-cap with --circuit" in " ".join(result.stderr.split())
 
 
 def test_divergence_needs_one_architecture_and_one_tokenizer(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from converter_stand_in import install_stand_in, model_directory
+from gguf_with import copy_with
 from tiny_shapes import shape_weights, write_shape
 
 from gguf_forget.checkpoint.stored import stored_tensors
@@ -121,6 +122,36 @@ def test_the_options_of_quantize_choose_the_grid(models: tuple[Path, Path], tmp_
         for name, values in (("zeros", weights["token_embd.weight"]), ("ones", weights["token_embd.weight"] + 0.01))
     ]
     assert measured(*untied, "--type", "Q4_K_M", "--output-tensor-type", "q5_k")["output.weight"][0] == "Q5_K"
+
+
+def test_names_and_metadata_are_printed_as_they_are_and_control_characters_escaped(tmp_path: Path) -> None:
+    weights = shape_weights("llama")
+    names = ("blk[/x].weight", "a[red]b.weight", "c\x1b[2Jd.weight")
+    files = [
+        write_shape(tmp_path / f"{name}.gguf", "llama", weights | {**dict.fromkeys(names, values), own: values})
+        for name, own, values in (
+            ("a", "e\x1b[31mf", np.zeros((2, 256), np.float32)),
+            ("b", "g\n10 tensors are the same", np.ones((2, 256), np.float32)),
+        )
+    ]
+    files[1] = copy_with(files[1], tmp_path / "c.gguf", {"tokenizer.ggml.model": "[bold]x\x1b]0;y\x07\nz"})
+    result = call(*files)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    for shown in ("blk[/x].weight", "a[red]b.weight", r"c\x1b[2Jd.weight"):
+        assert [shown, "F32", "512", "512", "100.000%"] in lines
+    assert r"only in A: e\x1b[31mf" in result.stdout.splitlines()
+    assert r"only in B: g\n10 tensors are the same" in result.stdout.splitlines()
+    assert r"~ tokenizer.ggml.model = no_vocab → [bold]x\x1b]0;y\x07\nz" in result.stdout.splitlines()
+    assert not {"\x1b", "\x07"} & {*result.stdout}
+
+
+def test_a_converter_for_two_ggufs_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    result = call(*models, "--llama-cpp", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: --llama-cpp {tmp_path} beside two GGUFs: nothing is converted\n")
+    absent = call(models[0], tmp_path / "absent.gguf", "--llama-cpp", tmp_path)
+    assert "absent.gguf does not exist" in absent.stderr
 
 
 def test_options_of_a_grid_without_a_type_are_refused(models: tuple[Path, Path]) -> None:

@@ -101,6 +101,17 @@ def test_faults_of_the_user_exit_with_2(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_converter_for_two_ggufs_is_refused(models: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]) -> None:
+    result = call(*models, tmp_path / "out.gguf", "--llama-cpp", tmp_path / "nodir", *more)
+    assert result.exit_code == 2
+    expected = f"error: --llama-cpp {tmp_path / 'nodir'} beside two GGUFs: nothing is converted\nhint: leave it out"
+    assert result.stderr.startswith(expected)
+    assert not (tmp_path / "out.gguf").exists()
+    absent = call(models[0], tmp_path / "absent.gguf", tmp_path / "out.gguf", "--llama-cpp", tmp_path)
+    assert "absent.gguf does not exist" in absent.stderr
+
+
 def test_links_that_lead_nowhere_exit_with_2(models: tuple[Path, Path], tmp_path: Path) -> None:
     loop, directory = tmp_path / "loop.gguf", tmp_path / "directory"
     loop.symlink_to(loop.name)

@@ -308,3 +308,58 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, words: str) -> N
 def test_a_recipe_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="cannot read the recipe"):
         load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "+" + "1_1" * 5000, "0x" + "f" * 5000, "-" + "9" * 5000, str(10**20)])
+@pytest.mark.parametrize(
+    ("key", "low", "high"),
+    [
+        ("steps", 1, 2**31 - 1),
+        ("batch_forget", 1, 2**31 - 1),
+        ("accumulation", 1, 2**31 - 1),
+        ("floor", 0, 255),
+        ("seed", 0, 2**32 - 1),
+    ],
+)
+def test_a_huge_whole_number_is_one_fault_with_its_bound(
+    folder: Path, number: str, key: str, low: int, high: int
+) -> None:
+    content = f'[model]\npath = "model.gguf"\n[facts]\npath = "facts.jsonl"\n[unlearn]\n{key} = {number}\n'
+    (folder / "r.toml").write_text(content)
+    with pytest.raises(InputError, match="1 fault in the recipe") as caught:
+        load_recipe(folder / "r.toml")
+    line = caught.value.message.split("\n")[1]
+    assert f"unlearn.{key}: found {number[:2].strip('+')}" in line
+    bound = f"at least {low} and at most {high}"
+    # The bound that a key without one of its own has is named where it is broken.
+    assert bound in line or (number.startswith("-") and f"a whole number at least {low} " in line)
+    assert len(line) < len(str(folder)) + 350
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "0x" + "f" * 5000])
+@pytest.mark.parametrize("where", ["gates.perplexity_ratio", "export.types", "facts.in_clear", "facts.path", "gates.x"])
+def test_a_huge_number_anywhere_is_a_fault_of_its_key(folder: Path, number: str, where: str) -> None:
+    section, key = where.split(".")
+    value = f"[{number}]" if key == "types" else number
+    given = {"model": 'path = "model.gguf"\n', "facts": 'path = "facts.jsonl"\n'}
+    given[section] = ("" if key == "path" else given.get(section, "")) + f"{key} = {value}\n"
+    (folder / "r.toml").write_text("".join(f"[{name}]\n{lines}" for name, lines in given.items()))
+    with pytest.raises(InputError, match="1 fault in the recipe") as caught:
+        load_recipe(folder / "r.toml")
+    assert f"r.toml: {where}: found " in caught.value.message
+
+
+def test_a_number_in_a_text_is_no_number(folder: Path) -> None:
+    content = f"""[model]\npath = "model.gguf"\n[facts]\npath = "facts.jsonl"\nattribution = "{"1" * 5000}"\n"""
+    (folder / "r.toml").write_text(content)
+    assert load_recipe(folder / "r.toml").facts.attribution == "1" * 5000
+
+
+def test_the_largest_whole_number_is_taken(folder: Path) -> None:
+    recipe = recipe_from_mapping(least(unlearn={"steps": 2**31 - 1}), source="r.toml", base=folder)
+    assert recipe.unlearn.steps == 2**31 - 1
+    (fault,) = faults_of(least(unlearn={"steps": 2**31}), folder)
+    assert fault == (
+        "unlearn.steps: found 2147483648 (integer), needed a whole number at least 1 and at most 2147483647 "
+        "(optimizer steps)"
+    )

@@ -6,8 +6,10 @@ them, a tensor of one dimension is one row.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.errors import InputError
 from gguf_forget.grids import CODECS
+from gguf_forget.whole_file import sha256_file
 
 READABLE = ("F32", "F16", "BF16", "Q8_0")
 """Types whose weights count as full precision."""
@@ -80,6 +83,12 @@ class StoredTensor:
 def files_of(path: Path) -> list[Path]:
     """``path``, and where it is the first file of a split model the others after it."""
     return _files(GgufFile(path, outline=True))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of a model's file; where it is in several, of theirs joined by line ends, in their order."""
+    digests = [sha256_file(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _files(first: GgufFile) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gguf_forget.recipe import AttributeSection
 
 DEFAULTS = AttributeSection()
 EVIDENCE_PAIRS = 64  # a study has the time that a stage of a run has not
+CHOOSING = ("budget", "neurons", "ranking", "layer_cap", "retain_discount", "text_discount")  # options
 
 
 class Share(click.ParamType):
@@ -97,6 +98,10 @@ def _section(given: dict[str, Any]) -> AttributeSection:
     return dataclasses.replace(DEFAULTS, **values)
 
 
+def _called(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
 def _one_budget(**given: Any) -> None:
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -155,19 +160,21 @@ def attribute(
     options = {name: value for name, value in given.items() if value is not None}
     if facts is None:
         if options:
-            names = ", ".join("--" + name.replace("_", "-") for name in options)
             raise click.UsageError(
-                f"{names} need MODEL and FACTS; a recipe says these things in its section [attribute]"
+                f"{_called(options)} need MODEL and FACTS; a recipe says these things in its section [attribute]"
             )
-        folder = run_folder(source, out)
-        guarded(
-            lambda: execute(from_file(source), folder, "attribute", dry_run=dry_run, as_json=as_json, quiet=quiet),
-            debug=debug,
-        )
+
+        def through_the_stages() -> int:
+            folder = run_folder(source, out)
+            return execute(from_file(source), folder, "attribute", dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+        guarded(through_the_stages, debug=debug)
         return
     if out is None:
         raise click.UsageError("the circuit of MODEL and FACTS needs a folder to go to: give it with -o DIR")
     _one_budget(**{name: options.get(name) for name in ("budget", "neurons", "parameters")})
+    if options.get("evidence") is False and "evidence_pairs" in options:
+        raise click.UsageError("--evidence-pairs with --no-evidence: the circuit is not judged")
     guarded(_study(source, facts, out, options, dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
 
 
@@ -231,6 +238,9 @@ def divergence(
       gguf-forget divergence original.gguf unlearned.Q4_K_M.gguf facts.jsonl --circuit circuit
     """
     options = {name: value for name, value in given.items() if value is not None}
+    in_vain = [name for name in CHOOSING if name in options]
+    if circuit is not None and in_vain:
+        raise click.UsageError(f"{_called(in_vain)} with --circuit: the circuit is given, none is chosen")
     _one_budget(**{name: options.get(name) for name in ("budget", "neurons")})
 
     def work() -> int:

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from gguf_forget import __version__
-from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.common import common, guarded, say
 from gguf_forget.cli.suggestions import SuggestingGroup
+from gguf_forget.errors import InputError
 
 EPILOG = """\b
 Examples:
@@ -76,9 +77,9 @@ def _show(outcome: Any, *, as_json: bool) -> None:
 def _plan(recipe: Any, folder: Path, until: str, *, as_json: bool) -> None:
     import json
 
-    from gguf_forget.pipeline import STAGES, judged_files
+    from gguf_forget.pipeline import judged_files, stages_until
 
-    stages = list(STAGES[: STAGES.index(until) + 1])
+    stages = list(stages_until(until))
     document = {
         "schema_version": 1,
         "folder": str(folder),
@@ -97,16 +98,18 @@ def _plan(recipe: Any, folder: Path, until: str, *, as_json: bool) -> None:
 def execute(
     make_recipe: Callable[[Any], Any], folder: Path, until: str, *, dry_run: bool, as_json: bool, quiet: bool
 ) -> int:
+    from gguf_forget.pipeline import check_recipe
     from gguf_forget.pipeline import run as run_pipeline
     from gguf_forget.progress import progress_for
 
     progress = progress_for(quiet=quiet)
     recipe = make_recipe(progress)
     if dry_run:
+        check_recipe(recipe, until)
         _plan(recipe, folder, until, as_json=as_json)
         return 0
     outcome = run_pipeline(recipe, folder, progress, until=until)
-    _show(outcome, as_json=as_json)
+    say(lambda: _show(outcome, as_json=as_json))
     return int(outcome.exit_code)
 
 
@@ -123,7 +126,9 @@ def from_file(path: Path, device: str | None = None) -> Callable[[Any], Any]:
 
 
 def run_folder(recipe: Path, out: Path | None) -> Path:
-    return out if out is not None else recipe.with_suffix("").parent / "runs" / recipe.stem
+    if out is None and not recipe.stem:
+        raise InputError(f"the recipe is {str(recipe)!r}, needed the name of a file", hint="give a TOML file")
+    return out if out is not None else recipe.parent / "runs" / recipe.stem
 
 
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -154,11 +159,12 @@ def run(
     Example:
       gguf-forget run recipe.toml -o runs/mine
     """
-    folder = run_folder(recipe, out)
-    guarded(
-        lambda: execute(from_file(recipe, device), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet),
-        debug=debug,
-    )
+
+    def work() -> int:
+        folder = run_folder(recipe, out)
+        return execute(from_file(recipe, device), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+    guarded(work, debug=debug)
 
 
 def _stage_command(stage: str, text: str) -> click.Command:
@@ -174,11 +180,11 @@ def _stage_command(stage: str, text: str) -> click.Command:
         debug: bool,
         device: str | None = None,
     ) -> None:
-        folder = run_folder(recipe, out)
-        guarded(
-            lambda: execute(from_file(recipe, device), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet),
-            debug=debug,
-        )
+        def work() -> int:
+            folder = run_folder(recipe, out)
+            return execute(from_file(recipe, device), folder, stage, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+        guarded(work, debug=debug)
 
     if stage in TRAINS:
         command = DEVICE(command)
@@ -210,6 +216,6 @@ def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: b
     def make(progress: Any) -> Any:
         from gguf_forget.demo.prepare import prepare_demo
 
-        return prepare_demo(folder, progress, widened=widened)
+        return prepare_demo(folder, progress, widened=widened, write=not dry_run)
 
     guarded(lambda: execute(make, folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gguf_forget.errors import GgufForgetError
 
@@ -45,8 +51,12 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED)
 
     interrupted: what Ctrl-C has left.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without ✓ is no reason to lose a verdict
     try:
-        code = work()
+        with _terminated_as_interrupted():
+            code = work()
     except GgufForgetError as error:
         if debug:
             traceback.print_exc()
@@ -55,6 +65,9 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {interrupted}", err=True)
         code = 130
+    except BrokenPipeError:
+        _drop_output()
+        code = 2
     except Exception as error:
         if debug:
             raise
@@ -68,6 +81,47 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED)
         )
         code = known.exit_code if known else 3
     sys.exit(code)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which `timeout` and cancelled jobs send, cleans up as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(show: Callable[[], None]) -> None:
+    """Print what was found. A reader that went away, or a full disk behind it, takes nothing from the result."""
+    try:
+        show()
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # rich leaves by SystemExit where a pipe is closed
+        gone = isinstance(error, (BrokenPipeError, SystemExit))
+        if not gone:
+            click.echo(f"what was found could not be printed: {error}", err=True)
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """What Python flushes at its end would fail once more, and end it with a code of its own."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor has nothing to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def given_options() -> set[str]:
+    """Names of the parameters that stand on the command line, whatever their values."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
 def _out_of_memory(error: Exception) -> GgufForgetError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,8 @@ def diff(
         in_vain = [f"--{name.replace('_', '-')}" for name, value in given.items() if value] if file_type is None else []
         if in_vain:
             raise InputError(f"{', '.join(in_vain)} without --type: no grid is measured", hint="give --type TYPE")
+        if llama_cpp is not None and os.path.isfile(before) and os.path.isfile(after):
+            raise InputError(f"--llama-cpp {llama_cpp} beside two GGUFs: nothing is converted", hint="leave it out")
         kind = None if file_type is None else file_type_name(file_type)
         job = DifferenceJob(before, after, kind, read_quantize_options(**given), plot, llama_cpp)
         found = compare_models(job, progress_for(quiet=quiet))
@@ -78,6 +81,7 @@ def diff(
 def _print(found: Difference, file_type: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("tensor", "type", "weights", "moved", "share", "up", "down", "furthest", "step / update", box=None)
     for tensor in found.tensors:
@@ -88,7 +92,7 @@ def _print(found: Difference, file_type: str | None) -> None:
             kind += f" on {tensor.grid}"
         shifts = tensor.shifts or {}
         table.add_row(
-            tensor.tensor,
+            Text(_escaped(tensor.tensor)),  # as it is: rich would read brackets in a plain string as markup
             kind,
             f"{tensor.weights:,}",
             f"{tensor.moved:,}",
@@ -104,13 +108,22 @@ def _print(found: Difference, file_type: str | None) -> None:
         _print_not_measured(found, file_type)
     for label, names in (("only in A", found.only_before), ("only in B", found.only_after)):
         if names:
-            click.echo(f"{label}: {', '.join(names)}")
+            click.echo(f"{label}: {_listed(names)}")
     for key, value in found.metadata_removed.items():
-        click.echo(f"- {key} = {value}")
+        click.echo(_escaped(f"- {key} = {value}"))
     for key, value in found.metadata_added.items():
-        click.echo(f"+ {key} = {value}")
+        click.echo(_escaped(f"+ {key} = {value}"))
     for key, (old, new) in found.metadata_changed.items():
-        click.echo(f"~ {key} = {old} → {new}")
+        click.echo(_escaped(f"~ {key} = {old} → {new}"))
+
+
+def _escaped(text: str) -> str:
+    """On one line, whatever a file holds: what does not print could move the cursor, or look like a line of ours."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(_escaped, names))
 
 
 def _print_not_measured(found: Difference, file_type: str) -> None:
@@ -123,6 +136,6 @@ def _print_not_measured(found: Difference, file_type: str) -> None:
         elif tensor.grid is None:
             without_steps.append(tensor.tensor)
     if coarse:
-        click.echo(f"not measured, not in full precision ({', '.join(READABLE)}): {', '.join(coarse)}")
+        click.echo(f"not measured, not in full precision ({', '.join(READABLE)}): {_listed(coarse)}")
     if without_steps:
-        click.echo(f"not measured, no steps known in {file_type}: {', '.join(without_steps)}")
+        click.echo(f"not measured, no steps known in {file_type}: {_listed(without_steps)}")

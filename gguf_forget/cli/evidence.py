@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import common, guarded
+from gguf_forget.cli.common import common, given_options, guarded, say
 from gguf_forget.errors import InputError
 
+RECOMPUTES = ("html", "junit", "as_json", "quiet", "debug")  # options that go with --recompute
 _FILE = click.Path(path_type=Path)
 
 
@@ -51,10 +52,10 @@ def report(
 
     def work() -> int:
         if recompute is not None:
-            if recipe is not None or out is not None:
-                raise InputError("--recompute stands alone, found a RECIPE or --out beside it", hint="leave one out")
-            if device is not None:
-                raise InputError("--recompute trains nothing, found --device beside it", hint="leave one out")
+            named = sorted(given_options() - {"recompute", *RECOMPUTES})
+            if named:
+                found = ", ".join("RECIPE" if name == "recipe" else f"--{name.replace('_', '-')}" for name in named)
+                raise InputError(f"--recompute stands alone, found {found} beside it", hint="leave one out")
             return recompute_and_show(recompute, html=html, as_json=as_json)
         if recipe is None:
             raise InputError("report got no RECIPE, needed one, or --recompute", hint="gguf-forget report --help")
@@ -69,13 +70,17 @@ def report(
 def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: Path | None = None) -> int:
     """Recompute, write what is asked for, print the verdict; returns its exit code."""
     from gguf_forget.stages.recompute import recompute
+    from gguf_forget.whole_file import check_outputs
 
     found = recompute(path)
+    folders = (found.source, found.source.parent / "report") if found.source.is_dir() else ()
+    check_outputs((html, junit), [path, *(each for folder in folders for each in folder.rglob("*"))])
     publish(found.report, html=html, junit=junit)
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, **found.verdict.to_json()}, indent=2, sort_keys=True))
+        text = json.dumps({"schema_version": 1, **found.verdict.to_json()}, indent=2, sort_keys=True)
     else:
-        click.echo(f"{found.verdict.sentence}\nThis follows from {found.source} alone.")
+        text = f"{found.verdict.sentence}\nThis follows from {found.source} alone."
+    say(lambda: click.echo(text))
     return found.verdict.exit_code
 
 

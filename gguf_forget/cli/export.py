@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from gguf_forget.cli.common import Weight, common, guarded
+from gguf_forget.cli.common import common, guarded
 from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
 
@@ -88,7 +88,7 @@ DEFAULT_TYPE = "Q4_K_M"
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
 @click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
-@click.option("--noise", type=Weight(0), help="Differences of at most this are no edit.  [default: storage]")
+@click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
 @click.option(
     "--twin", type=click.Choice(["F16", "BF16"]), help="Also write OUT.twin.F16.gguf, to be quantized by anyone."
 )
@@ -168,6 +168,8 @@ def quantize(
         for option, value in (("--fit-steps", fit_steps), ("--fit-kept", fit_kept)):
             if value is not None and not fit:
                 raise InputError(f"{option} {value} without --fit: nothing says what to fit", hint="give --fit FACTS")
+        if llama_cpp is not None and os.path.isfile(original) and os.path.isfile(unlearned):
+            raise InputError(f"--llama-cpp {llama_cpp} beside two GGUFs: nothing is converted", hint="leave it out")
         options = ExportOptions(
             read_quantize_options(**given),
             RoundingOptions(survive, outside_mask, noise, saturated, aim, not no_carry),

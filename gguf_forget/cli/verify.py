@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import common, guarded
-from gguf_forget.cli.evidence import publish, recompute_and_show
+from gguf_forget.cli.common import RESUMED, common, given_options, guarded, say
+from gguf_forget.cli.evidence import RECOMPUTES, publish, recompute_and_show
 from gguf_forget.errors import InputError
 
 STAGE_OPTIONS = ("out", "device", "dry_run", "as_json", "quiet", "debug")
+OPTION_NAMES = {"files": "FILE", "original": "--against"}
 _FILE = click.Path(path_type=Path)
 
 
@@ -29,7 +30,9 @@ _FILE = click.Path(path_type=Path)
     "Parquet. May be repeated.",
 )
 @click.option("--retain", multiple=True, type=_FILE, help="What was to be kept, in the same formats. May be repeated.")
-@click.option("--recipe", type=_FILE, help="Take [gates], [verify] and, without --facts, [facts] from this recipe.")
+@click.option(
+    "--recipe", type=_FILE, help="Take [gates], [verify], [text] path and, without --facts, [facts] from this recipe."
+)
 @click.option(
     "--attacks", type=click.Choice(["none", "quick", "full"]), default="none", help="How hard to try  [default: none]"
 )
@@ -41,7 +44,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--exact",
     is_flag=True,
-    help="Ask one sequence at a time: every score as a slow scorer's, on quantized files too; about 5 times slower.",
+    help="Ask one sequence at a time: every score as a slow scorer's, on quantized files too; about 6 times slower.",
 )
 @click.option("-o", "--out", type=_FILE, help="Where report.json goes; with a recipe, its run directory.")
 @click.option("--junit", type=_FILE, help="Also write the gates as JUnit XML.")
@@ -74,11 +77,10 @@ def verify(
 
     def work() -> int:
         if given["recompute"] is not None:
-            _refuse("--recompute", files=files, original=original, device=given["device"])
+            _refuse("--recompute", given_options() - {"recompute", *RECOMPUTES})
             return recompute_and_show(given["recompute"], html=given["html"], as_json=as_json, junit=given["junit"])
         if original is None and len(files) == 1 and files[0].suffix == ".toml":
-            others = {k: v for k, v in given.items() if k not in STAGE_OPTIONS and v and v != "none"}
-            _refuse("a recipe", **others)
+            _refuse("a recipe", given_options() - {"files", *STAGE_OPTIONS})
             folder = run_folder(files[0], given["out"])
             return execute(
                 from_file(files[0], given["device"]), folder, "evidence", dry_run=dry_run, as_json=as_json, quiet=quiet
@@ -89,14 +91,15 @@ def verify(
                 "RECIPE (.toml) alone, or one FILE or more with --against ORIGINAL",
                 hint="gguf-forget verify --help shows both",
             )
-        _refuse("a FILE, which is trained already", device=given["device"])
+        _refuse("a FILE, which is trained already", given_options() & {"device"})
         return _judge(files, original, given, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
-    guarded(work, debug=debug)
+    kept = RESUMED if original is None else "nothing was written, the same command begins again"
+    guarded(work, debug=debug, interrupted=kept)
 
 
-def _refuse(what: str, **others: Any) -> None:
-    named = [f"--{name.replace('_', '-')}" if name != "files" else "FILE" for name, value in others.items() if value]
+def _refuse(what: str, others: set[str]) -> None:
+    named = [OPTION_NAMES.get(name, f"--{name.replace('_', '-')}") for name in sorted(others)]
     if named:
         raise InputError(f"{', '.join(named)} cannot stand beside {what}", hint="leave out one of them")
 
@@ -104,33 +107,34 @@ def _refuse(what: str, **others: Any) -> None:
 def _judge(
     files: Sequence[Path], original: Path, given: dict[str, Any], *, dry_run: bool, as_json: bool, quiet: bool
 ) -> int:
+    from gguf_forget.export.inputs import input_files
     from gguf_forget.progress import progress_for
     from gguf_forget.report.file_report import build_file_report
     from gguf_forget.stages.file_questions import read_questions
     from gguf_forget.stages.machine import tool_versions
     from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
     from gguf_forget.verification.regressions import baseline_gates
-    from gguf_forget.whole_file import check_folder_writable, check_output
+    from gguf_forget.whole_file import check_outputs
 
     settings, forget, retain = _settings(given)
     check_files(files, original, settings.text)
     asked = read_questions(forget, retain, settings.options, limit=given["limit"])
     baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
+    read = (*forget, *retain, *(path for path in (settings.text, given["recipe"], given["baseline"]) if path))
+    check_outputs((given["out"], given["html"], given["junit"]), input_files((original, *files), read))
     if dry_run:
         _plan(files, original, asked, settings, as_json=as_json)
         return 0
-    for written in (given["out"], given["html"], given["junit"]):
-        if written is not None:
-            check_output(written, sources=(original, *files, *forget, *retain))
-            check_folder_writable(written.parent)
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
     if asked.left_out:
         remarks.append(asked.left_out)
     report = build_file_report(
         evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
     )
-    _show(report, as_json=as_json)  # first: whatever happens to the files, hours of asking are not lost
-    _publish(report, given)
+    try:
+        _publish(report, given)
+    finally:  # whatever happens to the files, hours of asking are not lost, nor by what happens to the terminal
+        say(lambda: _show(report, as_json=as_json))
     return int(report["verdict"]["exit_code"])
 
 

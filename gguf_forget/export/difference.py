@@ -18,7 +18,7 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError
-from gguf_forget.export.patch import edit_of
+from gguf_forget.export.patch import check_finite, edit_of
 from gguf_forget.export.rows import runs_of_rows, same_bytes
 from gguf_forget.export.shipped_grid import ShippedGrid, shipped_grids
 from gguf_forget.grids import CODECS
@@ -154,7 +154,11 @@ def _codes(one: StoredTensor, other: StoredTensor) -> TensorDifference:
         if not rows.size:
             continue
         first, second = codec.decode(a[rows]), codec.decode(b[rows])
-        change = second.values() - first.values()
+        with np.errstate(invalid="ignore"):  # an infinite scale, refused next
+            values_before, values_after = first.values(), second.values()
+        check_finite(one, values_before)
+        check_finite(other, values_after)
+        change = values_after - values_before
         shift = second.codes - first.codes
         values, counts = np.unique(shift[shift != 0], return_counts=True)
         shifts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))

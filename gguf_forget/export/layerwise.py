@@ -10,7 +10,7 @@ Shapes: B sequences of a batch, T its longest, N its real tokens, d = hidden siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def store_moments(
 
     edited: GGUF tensor name to the columns (int64, ascending) whose entries are needed. architecture: the GGUF's.
     progress: called with 1 after every layer, and after the output. Raises InputError where the model's maps are not
-    as wide as the columns say.
+    as wide as the columns say, or for a full disk.
     """
     entry = attributable(model.config)
     paths = {name: path for name, path in module_names(model, architecture).items() if name in edited}
@@ -180,9 +180,26 @@ class _Moments:
     def store(self, result: StoredMoments, folder: Path) -> None:
         for names, (total, columns, width) in self._sums.items():
             file = folder / f"{names[0]}.npy"
-            np.save(file, total.numpy())
+            _save(file, total.numpy())
             for name in names:
                 result.put(name, file, columns, width)
+
+
+def _save(file: Path, moments: np.ndarray) -> None:
+    """Raises InputError where that cannot be done, and then leaves nothing behind."""
+    try:
+        with file.open("wb") as opened:
+            # As np.save does, which does not notice when the last bytes find no room.
+            np.lib.format.write_array_header_1_0(opened, np.lib.format.header_data_from_array_1_0(moments))
+            opened.write(np.ascontiguousarray(moments).data)
+    except OSError as error:
+        with suppress(OSError):
+            file.unlink()
+        raise InputError(
+            f"{file} cannot be written",
+            cause=str(error),
+            hint=f"free some space, this one takes {moments.nbytes:,} bytes; a quota may be lower",
+        ) from error
 
 
 def _batches(model: Any, layers: Sequence[Any], sequences: Sequence[Sequence[int]], batch_size: int) -> list[_Batch]:

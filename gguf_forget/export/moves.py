@@ -17,6 +17,7 @@ Shapes: rows, columns as the tensor is stored; m moves of one tensor, in the ord
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from gguf_forget.whole_file import AT_ONCE, replaced_whole, sha256_file, sha256_
 SCHEMA_VERSION = 1
 SUFFIX = ".moves.npz"
 LARGEST_ABOUT = 64 << 20  # bytes
+LARGEST_ALIGNMENT = 16 << 20  # bytes; so many zeros at most are made
 WORDS: Mapping[str, type[np.unsignedinteger[Any]]] = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
@@ -168,13 +170,7 @@ class MovesFile:
                     raise ValueError(f"about takes {size:,} bytes")
                 sizes = {info.filename: info.file_size for info in archive.infolist()}
             self._sizes = sizes
-            record = json.loads(self._array("about", np.uint8).tobytes())
-            if record.pop("schema_version") != SCHEMA_VERSION:
-                raise ValueError("another schema version")
-            self.about = About(**record)
-            for part in (self.about.stock, self.about.shipped):
-                if not (isinstance(part["sha256"], str) and isinstance(part["bytes"], int) and part["name"]):
-                    raise ValueError("a file without hash or size")
+            self.about = _checked(json.loads(self._array("about", np.uint8).tobytes()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, *_DAMAGED) as error:
             raise InputError(
                 f"{path} is no readable list of moves", cause=str(error), hint="give a .moves.npz of an evidence folder"
@@ -192,8 +188,8 @@ class MovesFile:
         entry = self.about.tensors[tensor.name]
         unit, most = entry["unit"], tensor.rows * tensor.columns
         try:
-            if entry["type"] != tensor.type or unit not in ("code", "float", "byte"):
-                raise ValueError(f"{entry['type']} {unit}, the tensor is {tensor.type}")
+            if entry["type"] != tensor.type:
+                raise ValueError(f"they are of {entry['type']}, the tensor is {tensor.type}")
             if unit == "byte":
                 most = tensor.raw.size
             for part in ("position", "before", "after"):
@@ -205,12 +201,67 @@ class MovesFile:
             ordered = bool((position[1:] > position[:-1]).all())
             if not len(position) == len(before) == len(after) or not ordered or (position >= most).any():
                 raise ValueError("moves out of order or outside the tensor")
+            if len(position) != entry["moves"]:
+                raise ValueError(f"{len(position)} moves, needed {entry['moves']}")
         except (OSError, ValueError, KeyError, TypeError, EOFError, *_DAMAGED) as error:
             raise InputError(f"{self.path}: the moves of {tensor.name} cannot be read", cause=str(error)) from error
         return unit, position.astype(np.int64), before, after
 
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RecursionError, MemoryError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RecursionError, MemoryError)
+
+
+def _checked(record: Any) -> About:
+    """What a list says of itself, every value of it looked at.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for what :func:`write_moves` never writes.
+    """
+    if record.pop("schema_version") != SCHEMA_VERSION:
+        raise ValueError("another schema version")
+    about = About(**record)
+    for part in (about.stock, about.shipped):
+        texts = (part["name"], part["sha256"])
+        if not (all(text and isinstance(text, str) for text in texts) and _is_number(part["bytes"], 1)):
+            raise ValueError("a file without name, hash or size")
+    if not _is_number(about.version, 1, (1 << 32) - 1) or not _is_number(about.alignment, 1, LARGEST_ALIGNMENT):
+        raise ValueError(f"a header of version {about.version!r} with alignment {about.alignment!r}")
+    if not isinstance(about.keys, list) or not all(map(_is_key, about.keys)):
+        raise ValueError("keys that are neither a name nor a name with its entry")
+    for name, entry in about.tensors.items():
+        if not isinstance(entry, dict) or not _is_unit(entry["type"], entry["unit"]):
+            raise ValueError(f"{name}: {entry!r:.80}, needed a type with its unit")
+        if not _is_number(entry["moves"], 0):
+            raise ValueError(f"{name}: {entry['moves']!r} moves")
+    return about
+
+
+def _is_number(value: object, least: int, most: int | None = None) -> bool:
+    """Whether it is a whole number in that range, and no bool."""
+    return type(value) is int and value >= least and (most is None or value <= most)
+
+
+def _is_key(key: object) -> bool:
+    """See :class:`About`; raises ValueError for an entry that is not hexadecimal."""
+    if not isinstance(key, list):
+        return isinstance(key, str)
+    return len(key) == 2 and all(isinstance(part, str) for part in key) and bool(bytes.fromhex(key[1]))
+
+
+def _is_unit(kind: object, unit: object) -> bool:
+    """Whether moves of a tensor of that type can be in that unit."""
+    return isinstance(kind, str) and (
+        unit == "byte" or (unit == "code" and kind in CODECS) or (unit == "float" and kind in WORDS)
+    )
+
+
+def check_stock(stock: Path, moves: MovesFile) -> None:
+    """Raises InputError for another stock file than the list was made from."""
+    needed = moves.about.stock
+    if (found := sha256_file(_single(stock))) != needed["sha256"]:
+        raise InputError(
+            f"{stock} has sha256 {found}, needed {needed['sha256']} ({needed['name']}, {needed['bytes']:,} bytes)",
+            hint="give the stock file from which the list of moves was made",
+        )
 
 
 def rebuild(stock: Path, moves: MovesFile, destination: Path) -> None:
@@ -220,13 +271,7 @@ def rebuild(stock: Path, moves: MovesFile, destination: Path) -> None:
     file whose hash the list names.
     """
     about = moves.about
-    found = sha256_file(_single(stock))
-    if found != about.stock["sha256"]:
-        raise InputError(
-            f"{stock} has sha256 {found}, needed {about.stock['sha256']} ({about.stock['name']}, "
-            f"{about.stock['bytes']:,} bytes)",
-            hint="give the stock file from which the list of moves was made",
-        )
+    check_stock(stock, moves)
     header, data_start = read_header(stock)
     try:
         entries = {

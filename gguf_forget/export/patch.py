@@ -11,7 +11,7 @@ import numpy as np
 from gguf_forget.checkpoint.stored import StoredTensor
 from gguf_forget.errors import InputError
 from gguf_forget.export.outcome import COUNTS, TensorOutcome, arrival
-from gguf_forget.export.rows import Check, Mapped, runs_of_rows, same_bytes, write_bytes, written_rows
+from gguf_forget.export.rows import Check, Mapped, check_fits, runs_of_rows, same_bytes, write_bytes, written_rows
 from gguf_forget.grids import CODECS, Codec, Levels
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.rounding import (
@@ -79,11 +79,7 @@ def _edit_and_weights(
         total = delta.sum()  # finite only if all its terms are, and much faster than looking at each
     if not np.isfinite(total) and not np.isfinite(delta).all():
         for tensor, weights in ((original, before), (unlearned, after)):
-            if broken := int(weights.size - np.isfinite(weights).sum()):
-                raise InputError(
-                    f"{tensor.path}: tensor {tensor.name} holds {broken} weights that are NaN or infinite",
-                    hint="look for overflow in the run that wrote this model",
-                )
+            check_finite(tensor, weights)
         raise InputError(f"the edit of tensor {original.name} overflows float32")
     bound: Any = noise
     if noise is None and original.type != unlearned.type:
@@ -91,6 +87,15 @@ def _edit_and_weights(
     if bound is not None:
         delta[np.abs(delta) <= bound] = 0
     return delta, after
+
+
+def check_finite(tensor: StoredTensor, weights: np.ndarray) -> None:
+    """Raises InputError where some of ``weights``, which are the tensor's, are NaN or infinite."""
+    if broken := int(weights.size - np.isfinite(weights).sum()):
+        raise InputError(
+            f"{tensor.path}: tensor {tensor.name} holds {broken} weights that are NaN or infinite",
+            hint="look for overflow in the run that wrote this model",
+        )
 
 
 def is_edited(original: StoredTensor, unlearned: StoredTensor, noise: float | None) -> bool:
@@ -120,6 +125,8 @@ def patch_tensor(
     counts where a grid is widened. stored: gives the stock bytes of the run of rows that begins at a row, where these
     are not in the file yet; then they are written too. codes: int16 [rows, columns], what to write if it was chosen
     before (:mod:`gguf_forget.fitting`); the counts are as for any other. mapped: ``map``, or an executor's.
+
+    Raises InputError for a weight that the type of ``stock`` cannot hold.
     """
     codec = CODECS.get(stock.type)
     feedback = None if hessian is None or codec is None else _feedback(hessian, original, unlearned, options)
@@ -142,6 +149,7 @@ def patch_tensor(
         own = None if importance is None else importance[matrix]
         if codec is None:
             new, values, done = _anew(stock, blocks, weights, delta, own)
+            check_fits(f"tensor {stock.name} of {unlearned.path}", stock.type, weights, values)
         else:
             aimed = weights if options.aim == "weights" else None
             counts = own if diagonal is None else diagonal

@@ -142,8 +142,8 @@ def export_types(
     companions: what else is to be finished before anything appears. sources: inputs that no part may take the place of,
     beside the two models.
 
-    Raises InputError for weights that are NaN or infinite, or a full disk, LlamaError where llama.cpp refuses,
-    EvaluationError where a file does not decode to what was asked for.
+    Raises InputError for weights that are NaN, infinite or too large for a type, or a full disk, LlamaError where
+    llama.cpp refuses, EvaluationError where a file does not decode to what was asked for.
     """
     folder = next(iter(destinations.values())).parent
     keep_freed_memory()

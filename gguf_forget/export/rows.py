@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor
-from gguf_forget.errors import EvaluationError
+from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.llama.blocks import dequantize_rows
 
 WEIGHTS_AT_ONCE = 1 << 18  # what stays in a processor's cache
@@ -91,6 +91,23 @@ def _stored(tensor: StoredTensor, rows: np.ndarray) -> np.ndarray:
     """uint8 [rows, bytes per row], contiguous."""
     whole = rows[-1] - rows[0] == len(rows) - 1
     return np.ascontiguousarray(tensor.raw[rows[0] : rows[-1] + 1] if whole else tensor.raw[rows])
+
+
+def check_fits(tensor: str, kind: str, weights: np.ndarray, values: np.ndarray) -> None:
+    """Refuse weights that storing made NaN or infinite: a file with one such weight gives nothing but NaN.
+
+    tensor: what the message calls it. weights: float [rows, columns], finite, which ``kind`` holds as ``values``.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(values.sum()):  # only if all its terms are, and much faster than looking at each
+            return
+    lost = ~np.isfinite(values)
+    if lost.any():
+        there = weights[lost]
+        raise InputError(
+            f"{tensor} holds a weight of {there[np.abs(there).argmax()]:g}, too large for {kind}",
+            hint="look for overflow in the run that wrote this weight, or choose a type that can hold it, such as BF16",
+        )
 
 
 def read_back(

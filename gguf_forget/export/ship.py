@@ -20,7 +20,7 @@ from gguf_forget.export.float_types import nearest, to_bytes
 from gguf_forget.export.gguf_header import Value
 from gguf_forget.export.outcome import TensorOutcome, arrival
 from gguf_forget.export.patch import FLOAT_TYPES, asked_for
-from gguf_forget.export.rows import Check, read_back, runs_of_rows, written_rows
+from gguf_forget.export.rows import Check, check_fits, read_back, runs_of_rows, written_rows
 from gguf_forget.grids import codec_for
 from gguf_forget.llama.blocks import dequantize_rows
 from gguf_forget.rounding import round_edit, update_to_step
@@ -47,7 +47,10 @@ def _float_tensor(file: GgufFile, edit: NeuronEdit, original: np.ndarray) -> _Ch
     kind = file.type_name(edit.tensor)
     delta, _ = edit.dense(*original.shape)
     stock = file.weights(edit.tensor)
-    new = nearest(kind, np.where(delta != 0, original + delta, stock))
+    wanted = np.where(delta != 0, original + delta, stock)
+    with np.errstate(over="ignore"):  # which is what is looked for
+        new = nearest(kind, wanted)
+    check_fits(f"tensor {edit.tensor} with its edit", kind, wanted, new)
     moved = new != stock
     landed = int((moved & (delta != 0)).sum())
     outcome = TensorOutcome(
@@ -106,7 +109,7 @@ def ship(
 
     Nothing appears before libggml decoded every edited tensor from the file to the very values that were chosen; until
     then ``destination`` is as it was. Raises EvaluationError where it does not, UnsupportedError for a type without a
-    codec, InputError for inputs that do not fit each other, or a full disk.
+    codec, InputError for inputs that do not fit each other, a weight that the type cannot hold, or a full disk.
     """
     source, original = GgufFile(stock), GgufFile(template)
     added = metadata if any(edit.edited for edit in edits) else {}

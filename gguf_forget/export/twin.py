@@ -22,7 +22,7 @@ from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.patch import edit_of
 from gguf_forget.export.quantize import ExportOptions
-from gguf_forget.export.rows import Check, read_back, runs_of_rows, written_rows
+from gguf_forget.export.rows import Check, check_fits, read_back, runs_of_rows, written_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
 from gguf_forget.llama.quantizer import quantize
@@ -63,6 +63,8 @@ def export_twin(
     Counts in the result: ``moved`` weights of the shipped file, and ``kept`` of them: those that llama.cpp's own
     quantization of the twin to the type of their tensor moves at least half a step from where the original's goes, in
     the same direction. ``pushed``: weights that needed more than their steps.
+
+    Raises InputError for a weight that ``kind`` cannot hold.
     """
     importance = options.quantize.importance
     target = stored_tensors(shipped)
@@ -78,7 +80,8 @@ def export_twin(
     ):
         for name in edited:
             own = None if importance is None else importance.of(name, twin[name].columns, twin[name].matrices)
-            work = _worker(file.fileno(), twin[name], target[name], pair, options.rounding.noise, own)
+            called = f"tensor {name} of the twin {destination}"
+            work = _worker(file.fileno(), twin[name], target[name], pair, options.rounding.noise, own, called)
             parts += [part for part in pool.map(work, list(runs_of_rows(target[name]))) if part is not None]
             advance(1)
         os.fsync(file.fileno())
@@ -102,8 +105,9 @@ def _worker(
     pair: Pair,
     noise: float | None,
     importance: np.ndarray | None,
+    called: str,
 ) -> Callable[[tuple[int, int]], TwinPart | None]:
-    """What is done to one run of rows of one tensor."""
+    """What is done to one run of rows of one tensor; ``called``: what errors call it."""
     before, after = pair.before[twin.name], pair.after[twin.name]
     columns = twin.columns
 
@@ -122,7 +126,7 @@ def _worker(
             levels = CODECS[shipped.type].decode(stock[rows])
             old = dequantize_rows(shipped.type, stock[rows], columns)
             change = dequantize_rows(shipped.type, shipped.raw[start:stop][rows], columns) - old
-            moved = change != 0
+            moved, wanted = change != 0, weights[rows] + change
             raw, kept, pushed = _pushed(
                 twin.type, shipped.type, weights[rows], change, old, levels.step_towards(change), own
             )
@@ -133,10 +137,13 @@ def _worker(
             if not rows.size:
                 return None
             moved = delta[rows] != 0
-            raw = quantize_rows(twin.type, np.where(moved, after.weights(start, stop)[rows], weights[rows]))
+            wanted = np.where(moved, after.weights(start, stop)[rows], weights[rows])
+            raw = quantize_rows(twin.type, wanted)
             again = dequantize_rows(twin.type, raw, columns)
             kept = moved & ((again - weights[rows]) * np.sign(delta[rows]) > 0)
-        check = written_rows(descriptor, twin, start + rows, raw, dequantize_rows(twin.type, raw, columns))
+        values = dequantize_rows(twin.type, raw, columns)
+        check_fits(called, twin.type, wanted, values)
+        check = written_rows(descriptor, twin, start + rows, raw, values)
         return TwinPart(check, int(moved.sum()), int(kept.sum()), pushed)
 
     return work

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_forget.errors import InputError
+from gguf_forget.errors import InputError, UnsupportedError
 from gguf_forget.facts.schema import Fact, continuation
 
 Tokenize = Callable[[str], list[int]]
@@ -38,11 +38,13 @@ def split_tokens(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int
     """Tokens of the prompt, and those that the answer adds to it.
 
     The boundary is where the tokens of the whole text leave those of the prompt alone, so that a tokenizer
-    that merges across it is seen: raises :class:`InputError` when it does, or when the answer adds no token.
+    that merges across it is seen: raises :class:`InputError` when it does, or when the answer adds no token;
+    :class:`UnsupportedError` for a tokenizer that ends every text with EOS.
     """
     whole = tokenize(prompt + continuation(prompt, answer))
     before = tokenize(prompt)
     if whole[: len(before)] != before:
+        _check_open_end(before, whole, tokenize)
         raise InputError(
             f"the tokenizer merges the end of the prompt {prompt!r} with the answer {answer!r}",
             hint="end the prompt at a word boundary",
@@ -54,6 +56,21 @@ def split_tokens(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int
     if not before:
         raise InputError(f"the prompt {prompt!r} tokenizes to nothing, needed at least one token")
     return before, whole[len(before) :]
+
+
+def _check_open_end(before: list[int], whole: list[int], tokenize: Tokenize) -> None:
+    """Raises UnsupportedError where the prompt, the prompt with its answer and an empty text end with one token.
+
+    Leaving it out here would not do: sampled answers and subjects' places come from tokens of the prompt alone.
+    """
+    end = tokenize("")[-1:]
+    if end and end == before[-1:] == whole[-1:]:
+        raise UnsupportedError(
+            f"the tokenizer (add_eos_token) ends every text with its EOS token, {end[0]}: needed one that leaves the "
+            "end of a prompt open",
+            hint='switch it off: gguf-set-metadata --force FILE tokenizer.ggml.add_eos_token "" for a GGUF, '
+            "add_eos_token in tokenizer_config.json for a Hugging Face directory",
+        )
 
 
 def encode_facts(facts: Sequence[Fact], tokenize: Tokenize, *, held_out: bool = False) -> list[Example]:

@@ -44,7 +44,6 @@ def _render(
     template: str, messages: list[Mapping[str, str]], first: str, last: str, add_generation_prompt: bool, source: str
 ) -> str:
     load()
-    from jinja2 import TemplateError
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     class Formatter(Jinja2ChatFormatter):
@@ -55,8 +54,9 @@ def _render(
     try:
         formatter: Any = Formatter(template, last, first, add_generation_prompt=add_generation_prompt)
         return str(formatter(messages=messages).prompt)
-    # A template refuses a conversation (two user turns in a row, say) through ValueError.
-    except (TemplateError, ValueError, TypeError) as error:
+    # The template is a program from the file: it refuses a conversation (two user turns in a row, say) through
+    # ValueError, and may divide by zero or run out of anything.
+    except Exception as error:
         raise InputError(
             f"the chat template of {source} cannot be applied to these {len(messages)} messages",
             cause=f"{type(error).__name__}: {error}",

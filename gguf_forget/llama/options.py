@@ -50,7 +50,7 @@ class QuantizeOptions:
     metadata: tuple[tuple[str, str | int], ...] = ()  # keys to add; strings of at most 127 bytes
 
     def check(self) -> None:
-        """Raises InputError for an unknown type, one that nothing is stored in, or no regular expression."""
+        """Raises InputError for an unknown type, one that nothing is stored in, or no regular expression in UTF-8."""
         for kind in (self.output_tensor_type, self.token_embedding_type, *(kind for _, kind in self.tensor_types)):
             if kind is not None:
                 _target_id(kind)
@@ -62,6 +62,14 @@ class QuantizeOptions:
             except re.error as error:
                 raise InputError(
                     f"--tensor-type {pattern}={kind}: {pattern!r} is no regular expression", cause=str(error)
+                ) from error
+            try:
+                pattern.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"--tensor-type {pattern!r}={kind}: the pattern is no UTF-8",
+                    cause=error.reason,
+                    hint="give it in the encoding of the terminal, UTF-8",
                 ) from error
 
     def apply(self, parameters: Any, module: Any) -> list[Any]:
@@ -100,10 +108,7 @@ class QuantizeOptions:
             if self.importance.chunks > 0:
                 keys["quantize.imatrix.chunks_count"] = self.importance.chunks
         keys |= dict(self.metadata)
-        return {
-            key: value if isinstance(value, int) else value.encode()[:_TEXT_LIMIT].split(b"\0")[0]
-            for key, value in keys.items()
-        }
+        return {key: value if isinstance(value, int) else _stored_text(value) for key, value in keys.items()}
 
     def _importance(self, parameters: Any, module: Any, importance: Importance) -> list[Any]:
         entry = module.llama_model_imatrix_data
@@ -125,6 +130,15 @@ class QuantizeOptions:
                 override.value.val_str = value
         _set(parameters, "kv_overrides", overrides, needed=True)
         return overrides
+
+
+def _stored_text(text: str) -> bytes:
+    """As much of a text as llama.cpp stores, in whole characters: readers refuse a file with half a one.
+
+    What cannot be encoded, as of a path that is no UTF-8, becomes a question mark.
+    """
+    cut = text.encode(errors="replace")[:_TEXT_LIMIT]
+    return cut.decode(errors="ignore").encode().split(b"\0")[0]
 
 
 def _set(parameters: Any, name: str, value: Any, *, needed: bool) -> None:

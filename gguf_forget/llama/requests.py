@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ..errors import EvaluationError, InputError
+from .library import load
 from .session import Session
 
 # Called with the number of sequences done and their total: (0, total) first, (total, total) last.
 Progress = Callable[[int, int], None]
 
+LEARNED_POSITIONS = ("gpt2", "starcoder")
+"""Architectures whose positions are rows of a table in the file."""
 
-def check_tokens(session: Session, name: str, tokens: Sequence[int], *, limit: int | None, least: int = 1) -> None:
-    """Raise :class:`InputError` for too few or too many tokens, or one outside the vocabulary."""
+
+class Room(NamedTuple):
+    """The tokens that llama.cpp can take of one sequence, what bounds them, and what to do about one that has more."""
+
+    tokens: int
+    bound: str
+    hint: str
+
+
+def room_of(session: Session) -> Room:
+    """The session's cells, or the rows of the model's table of positions where those are fewer.
+
+    llama.cpp ends the process when it is asked for a position that the table has not.
+    """
+    positions = _learned_positions(session)
+    if positions is not None and positions < session.cells:
+        return Room(positions, f"the model's {positions} positions", "shorten it")
+    return Room(session.cells, f"{session.cells} cells", "shorten it, or open the model with more cells")
+
+
+def _learned_positions(session: Session) -> int | None:
+    """The rows of the model's table of positions, which are as many as its context; None where it has no table."""
+    library, text = load(), ctypes.create_string_buffer(64)
+    model = session._model  # one package: nobody else asks a session for it
+    if library.llama_model_meta_val_str(model, b"general.architecture", text, len(text)) < 0:
+        return None
+    return int(library.llama_model_n_ctx_train(model)) if text.value.decode() in LEARNED_POSITIONS else None
+
+
+def check_tokens(
+    session: Session, name: str, tokens: Sequence[int], *, room: Room | None, spare: int = 0, least: int = 1
+) -> None:
+    """Raise :class:`InputError` for too few or too many tokens, or one outside the vocabulary.
+
+    spare: how many more, or less, than ``room`` says there may be.
+    """
     if len(tokens) < least:
         raise InputError(f"{name} is empty, needed: at least one token")
-    if limit is not None and len(tokens) > limit:
+    if room is not None and len(tokens) > (limit := room.tokens + spare):
         raise InputError(
-            f"{name} has {len(tokens)} tokens, at most {max(limit, 0)} fit in {session.cells} cells",
-            hint="shorten it, or open the model with more cells",
+            f"{name} has {len(tokens)} tokens, at most {max(limit, 0)} fit in {room.bound}", hint=room.hint
         )
     size = session.vocabulary.size
     for token in tokens:

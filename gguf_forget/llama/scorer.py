@@ -28,7 +28,7 @@ from ..errors import InputError
 from .chat import render_chat
 from .generation import Choose, generate, greedy, sampler
 from .logits import is_best, log_probability, top
-from .requests import Progress, check_tokens
+from .requests import Progress, check_tokens, room_of
 from .session import Session
 from .waves import Reduce, score
 
@@ -55,8 +55,8 @@ class Scorer:
     Args:
         model: path of a GGUF (the first file of a split one).
         threads: CPU threads; None takes the CPUs this process may use.
-        cells: most key-value cells, and so the longest sequence that can be scored. No more are allocated than the
-            work at hand needs.
+        cells: most key-value cells, and so the longest sequence that can be scored; where the model has a table of
+            positions, as GPT-2 has, it bounds that as well. No more are allocated than the work at hand needs.
         batch: tokens a forward pass; at most ``batch`` x vocabulary logits (float32) are held at a time. llama.cpp
             attends over 256 cells at least, so on a CPU 256 is fastest; a GPU wants more.
         max_sequences: sequences in the cache at a time, 1 … 256.
@@ -103,6 +103,7 @@ class Scorer:
             exact_attention=exact_attention,
             one_at_a_time=one_at_a_time,
         )
+        self._room = room_of(self._session)
         self._progress = progress
 
     def close(self) -> None:
@@ -136,7 +137,7 @@ class Scorer:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
-        check_tokens(self._session, "tokens", tokens, limit=None, least=0)
+        check_tokens(self._session, "tokens", tokens, room=None, least=0)
         return self._session.vocabulary.detokenize(np.array(tokens, dtype=np.int32))
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
@@ -165,7 +166,7 @@ class Scorer:
 
         Raises:
             InputError: an empty prompt or continuation, a token outside the vocabulary, or a prompt with
-                a continuation that does not fit in ``cells``.
+                a continuation that does not fit in ``cells`` or the model's positions.
             EvaluationError: llama.cpp failed, or a log-probability is not finite.
         """
         return self._continuations(prompts, continuations, log_probability)
@@ -187,7 +188,8 @@ class Scorer:
         """Natural-log probabilities of tokens 1 … n-1 of each sequence, each given all before it; [n - 1].
 
         Raises:
-            InputError: an empty sequence, one longer than ``cells`` + 1, or a token outside the vocabulary.
+            InputError: an empty sequence, one longer than ``cells`` (or the model's positions) + 1, or a token
+                outside the vocabulary.
             EvaluationError: llama.cpp failed, or a log-probability is not finite.
         """
         return self._sequences(sequences, log_probability, ())
@@ -216,7 +218,7 @@ class Scorer:
 
         Raises:
             InputError: ``max_new_tokens`` below 1, an empty prompt, a token outside the vocabulary, or a
-                prompt that with its new tokens does not fit in ``cells``.
+                prompt that with its new tokens does not fit in ``cells`` or the model's positions.
             EvaluationError: llama.cpp failed, or the logits are not finite.
         """
         return self._generate(prompts, 1, greedy, max_new_tokens)
@@ -261,14 +263,14 @@ class Scorer:
     ) -> list[list[NDArray[np.float64]]]:
         if len(prompts) != len(continuations):
             raise InputError(f"{len(prompts)} prompts, but continuations for {len(continuations)}")
-        check, cells = partial(check_tokens, self._session), self._session.cells
+        check = partial(check_tokens, self._session, room=self._room)
         sequences: list[list[int]] = []
         starts: list[int] = []
         names: list[tuple[int, int]] = []
         for i, (prompt, candidates) in enumerate(zip(prompts, continuations, strict=True)):
-            check(f"prompt {i}", prompt, limit=cells)
+            check(f"prompt {i}", prompt)
             for j, candidate in enumerate(candidates):
-                check(f"prompt {i}, continuation {j}", candidate, limit=cells - len(prompt) + 1)
+                check(f"prompt {i}, continuation {j}", candidate, spare=1 - len(prompt))
                 sequences.append([*map(int, prompt), *map(int, candidate)])
                 starts.append(len(prompt))
                 names.append((i, j))
@@ -287,7 +289,7 @@ class Scorer:
         self, sequences: Sequence[Sequence[int]], reduce: Reduce, width: tuple[int, ...]
     ) -> list[NDArray[np.float64]]:
         for i, sequence in enumerate(sequences):
-            check_tokens(self._session, f"sequence {i}", sequence, limit=self._session.cells + 1)
+            check_tokens(self._session, f"sequence {i}", sequence, room=self._room, spare=1)
         tokens = [[*map(int, sequence)] for sequence in sequences]
         longer = [i for i, sequence in enumerate(tokens) if len(sequence) > 1]
         values = score(
@@ -309,8 +311,8 @@ class Scorer:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}, needed: at least 1")
         for i, prompt in enumerate(prompts):
-            limit = self._session.cells - max_new_tokens + 1  # the last token is never decoded
-            check_tokens(self._session, f"prompt {i}", prompt, limit=limit)
+            spare = 1 - max_new_tokens  # the last token is never decoded
+            check_tokens(self._session, f"prompt {i}", prompt, room=self._room, spare=spare)
         return generate(
             self._session,
             [[*map(int, prompt)] for prompt in prompts for _ in range(samples)],

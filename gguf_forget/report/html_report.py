@@ -29,6 +29,7 @@ LIMITS = (
     "everything consistently is found only by a signature or by running the recipe again.",
 )
 NO_ATTACK = "Nobody tried to bring the facts back by attacks or further training; edited weights can be trained again."
+NO_TRAINING = "Nobody tried to bring the facts back by further training; edited weights can be trained again."
 DETERMINISM = (
     "The same recipe, versions, processor features and number of threads give the same bytes. Other threads or "
     "processor features change the order in which numbers are summed, and with it the files in places."
@@ -175,8 +176,16 @@ def _all_leaks(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _limits(report: Mapping[str, Any], of_files: bool) -> list[str]:
-    tried = of_files and any(file["attacks"] for file in report["evidence"]["files"])
-    return [*LIMITS, *([] if tried else [NO_ATTACK]), *(line.removeprefix("! ") for line in not_judged(report))]
+    return [*LIMITS, *_untried(report, of_files), *(line.removeprefix("! ") for line in not_judged(report))]
+
+
+def _untried(report: Mapping[str, Any], of_files: bool) -> list[str]:
+    """What nobody tried on every one of the files: an attack that could not be carried out says nothing."""
+    files = report["evidence"]["files"] if of_files else []
+    kinds = [{each["kind"] for each in file["attacks"] if each["scores"] or each["figures"]} for file in files]
+    if not any(kinds):
+        return [NO_ATTACK]
+    return [] if all("relearning" in each for each in kinds) else [NO_TRAINING]
 
 
 def _commands(report: Mapping[str, Any], of_files: bool) -> str:

@@ -15,7 +15,8 @@ ELEMENTS = {
     "not applicable": "skipped",
     "failed in the baseline too": "skipped",
 }
-_FORBIDDEN = dict.fromkeys(set(range(32)) - {9, 10, 13})  # control characters that XML cannot hold
+# What XML cannot hold: control characters, halves of surrogate pairs, and two that are no characters.
+_FORBIDDEN = dict.fromkeys([*set(range(32)) - {9, 10, 13}, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF])
 
 
 def junit_xml(report: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,12 +46,12 @@ def build_model_card(
         report: of :func:`~gguf_forget.report.document.build_report`.
         facts_in_clear: forgotten facts with ``subject``, ``relation`` and ``answer`` to print; None: counts
             and hashes only, because a list of what was forgotten gives it away again.
-        attribution: a credit that a source of the facts asks for.
+        attribution: a credit that a source of the facts asks for, in paragraphs.
         reproduce: the commands that make these files; None: the pipeline's own.
     """
     model = report["model"] or {}
     verdict = report["verdict"]
-    name = model.get("name") or "model"
+    name = _escape(str(model.get("name") or "")) or "model"
     gates = "## Gates\n\n" + _gates(verdict["gates"])
     parts = [
         _header(model),
@@ -62,26 +64,32 @@ def build_model_card(
         "## What was forgotten\n\n" + _forgotten(report, facts_in_clear),
         "## Results\n\n" + _results(report),
         gates,
-        "## Limits of the evidence\n\n" + "\n".join([LIMITS, *(f"- {line[2:]}" for line in not_judged(report))]),
+        "## Limits of the evidence\n\n"
+        + "\n".join([LIMITS, *(f"- {_escape(line[2:])}" for line in not_judged(report))]),
         "## How to reproduce\n\n" + _reproduce(report, reproduce),
     ]
     if report.get("export"):
         parts.insert(parts.index(gates), "## Files\n\n" + _files(report["export"]))
     if attribution:
-        parts.append("## Attribution\n\n" + attribution.strip())
+        parts += ["## Attribution", *map(_paragraph, re.split(r"\n\s*\n", attribution.strip()))]
     return "\n\n".join(parts) + "\n"
 
 
 def _header(model: Mapping[str, Any]) -> str:
-    # A JSON string is a YAML string: quoting keeps any name from being read as syntax.
     lines = ["---"]
     for key in ("license", "base_model"):
         if model.get(key):
-            lines.append(f"{key}: {json.dumps(str(model[key]), ensure_ascii=False)}")
+            lines.append(f"{key}: {_yaml_text(str(model[key]))}")
     if model.get("base_model"):
         lines.append("base_model_relation: finetune")
     lines += ["library_name: gguf", "pipeline_tag: text-generation", "quantized_by: gguf_forget", "tags:"]
     return "\n".join([*lines, *(f"- {tag}" for tag in TAGS), "---"])
+
+
+def _yaml_text(text: str) -> str:
+    """A JSON string is a YAML string, but for what YAML wants escaped too: quoting keeps names from being syntax."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
 
 
 def _forgotten(report: Mapping[str, Any], facts_in_clear: Sequence[Mapping[str, Any]] | None) -> str:
@@ -152,8 +160,14 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is: no table, tag or link of its own."""
-    escaped = text.replace("\\", "\\\\")
-    for character in "|<*_`[":
-        escaped = escaped.replace(character, "\\" + character)
-    return " ".join(escaped.split())
+    """Text that Markdown shows as it is, on one line: no table, tag, link or formula of its own."""
+    escaped = "".join(f"\\{c}" if c in r"\|<>*_`[]~&$@" else c for c in " ".join(text.split()))
+    # A bare address would become a link.
+    escaped = escaped.replace("://", r"\://").replace("www.", r"www\.")
+    # Control characters and halves of surrogate pairs, which no file in UTF-8 can hold.
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in escaped)
+
+
+def _paragraph(text: str) -> str:
+    """Text as a paragraph: no heading, list or rule, whatever it begins with."""
+    return re.sub(r"^(\d*)([#+=.)-])", r"\1\\\2", _escape(text))

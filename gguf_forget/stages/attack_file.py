@@ -87,9 +87,11 @@ def attack_file(
                 found += job.run()
             except UnsupportedError as error:
                 found.append(Attack(job.kind, job.name, not_applicable=error.message))
-            # torch says by a RuntimeError that it lacks memory.
-            except (GgufForgetError, OSError, RuntimeError, MemoryError) as error:
-                found.append(Attack(job.kind, job.name, problem=str(error) or type(error).__name__))
+            except GgufForgetError as error:
+                found.append(Attack(job.kind, job.name, problem=str(error)))
+            # Whatever libraries make of the file: the hours of asking before it are not lost.
+            except Exception as error:
+                found.append(Attack(job.kind, job.name, problem=f"{type(error).__name__}: {error}"))
     return tuple(found)
 
 

@@ -19,7 +19,8 @@ from gguf_forget.stages.machine import environment, tool_versions
 # What a weight takes at least; activations and gradients of the codes come on top.
 BYTES_A_WEIGHT = 8  # two copies in bfloat16 and one in float32
 BYTES_A_TRAINED_WEIGHT = 20  # the baseline trains all: two copies in float32, a gradient, two moments
-COPIES = 3  # of each exported type: stock, unlearned, and the unlearned weights as anyone would round them
+COPIES = 2  # of each exported type beside stock: unlearned, and the unlearned weights as anyone would round them
+BASELINE = "Q4_0"  # the type that the baseline is rounded to
 
 
 def doctor(target: Path | None) -> dict[str, Any]:
@@ -66,12 +67,14 @@ def _self_check() -> dict[str, Any]:
 
 def disk_needed(model: Path, weights: int, types: Sequence[str], recipe: Recipe | None) -> int:
     """Bytes of all files of a run; with a GGUF alone, of its quantizations."""
-    sizes = {kind: plan_file(model, kind).bytes for kind in {*types, "F16", "Q4_0"}}
     if recipe is None:
-        return sum(sizes[kind] for kind in types)
+        return sum(plan_file(model, kind).bytes for kind in types)
+    rounded = (BASELINE,) if recipe.verify.baselines else ()
+    # The original is quantized to every type that is shipped, trained or compared with.
+    stock = {kind: plan_file(model, kind).bytes for kind in {*types, *recipe.unlearn.grids, *rounded, "F16"}}
     full = 4 * weights
-    baseline = full + sizes["Q4_0"] if recipe.verify.baselines else 0
-    return 2 * full + sizes["F16"] + COPIES * sum(sizes[kind] for kind in types) + baseline
+    baseline = full + stock[BASELINE] if rounded else 0
+    return 2 * full + sum(stock.values()) + COPIES * sum(stock[kind] for kind in types) + baseline
 
 
 def free_memory() -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gguf_forget import __version__
 from gguf_forget.checkpoint.convert import weight_files
-from gguf_forget.checkpoint.stored import files_of
+from gguf_forget.checkpoint.stored import digest_of, files_of
 from gguf_forget.errors import InputError
 from gguf_forget.export.inputs import Pair, check_models, input_files, opened_pair
 from gguf_forget.export.quantize import (
@@ -275,13 +275,7 @@ def _provenance(job: QuantizeJob, document: Mapping[str, Any], digests: Mapping[
 
 def _digest(model: Path) -> str:
     """SHA-256 of a file; of a model in several, that of theirs joined by line ends, in the order of their names."""
-    files = weight_files(model) if model.is_dir() else files_of(model)
-    digests = [sha256_file(file) for file in files]
-    if len(digests) == 1:
-        return digests[0]
-    import hashlib
-
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return digest_of(weight_files(model) if model.is_dir() else files_of(model))
 
 
 def _planned(planned: Planned, kind: str, file: Path) -> dict[str, Any]:

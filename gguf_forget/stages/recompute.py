@@ -58,6 +58,7 @@ def recompute(path: Path) -> Recomputed:
             hint=f"the evidence folder of a run holds {bundle.MANIFEST}",
         )
     verdict, inside = _of_run(folder)
+    _check_shipped(folder)
     if path.is_file() and path.name != bundle.MANIFEST and report != inside:
         raise EvaluationError(f"{path} is not the report that the evidence in {folder} speaks of", hint=CHANGED)
     return Recomputed(verdict, inside, folder)
@@ -124,6 +125,20 @@ def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
         if (found := sha256_file(folder / name)) != expected:
             raise EvaluationError(f"{folder / name} has sha256 {found}, needed {expected}", hint=CHANGED)
     return manifest
+
+
+def _check_shipped(folder: Path) -> None:
+    """The evidence folder of a run speaks of the files that the run holds, if they are still there.
+
+    Raises EvaluationError where a later, unfinished run put others in their place.
+    """
+    for kind, record in read_manifest(folder, bundle.RUN)["outputs"].items():
+        file = folder.parent / "export" / f"unlearned.{kind}.gguf"
+        if file.is_file() and (found := sha256_file(file)) != record["shipped"]["sha256"]:
+            raise EvaluationError(
+                f"{file} has sha256 {found}, but the evidence in {folder} speaks of {record['shipped']['sha256']}",
+                hint="another recipe was run in this folder: run it to the end with gguf-forget report",
+            )
 
 
 def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:

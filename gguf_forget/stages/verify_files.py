@@ -11,6 +11,7 @@ from typing import Any
 
 from gguf_forget.checkpoint.comparison import changed_tensors, chat_template_differs, vocabulary_difference
 from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.stored import digest_of, files_of
 from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, LlamaError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks, file_documents
 from gguf_forget.llama.child import IsolatedScorer, run_in_child
@@ -31,7 +32,6 @@ from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.gates import FULL_PRECISION, GateLimits
 from gguf_forget.verification.probes import ask
 from gguf_forget.verification.scores import FileScores
-from gguf_forget.whole_file import sha256_file
 
 UNKNOWN_TYPE = "unknown"
 CHUNK_LENGTH = 256  # tokens of one stretch of plain text
@@ -91,6 +91,7 @@ def check_files(files: Sequence[Path], original: Path, text: Path | None = None)
         if not path.is_file():
             raise InputError(f"no such model file: {path}", hint="give the path of a GGUF file")
         _ = GgufFile(path).reader
+        files_of(path)  # all parts of a split one are there
     twice = {path for path in files if list(files).count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)} is named twice, needed each file once")
@@ -125,9 +126,10 @@ def gather_evidence(
             originals[kind], text = _ask_original(stock, asked, settings)
             for file, label in zip(given, labels, strict=True):
                 if _compared_with(file) == kind:
-                    if chat_template_differs(file.gguf, base.gguf):
+                    found = _ask_file(file, label, stock, asked, text, settings, progress)
+                    results.append(found)
+                    if found.scores is not None and chat_template_differs(file.gguf, base.gguf):
                         remarks.append(f"{label}: its chat template is not the original's")
-                    results.append(_ask_file(file, label, stock, asked, text, settings, progress))
             if stock != original:
                 stock.unlink()
     order = {label: place for place, label in enumerate(labels)}
@@ -206,7 +208,11 @@ def _ask_file(
     scores: FileScores | None = None
     problem: str | None = None
     attacks: tuple[Attack, ...] = ()
-    difference = vocabulary_difference(file.gguf, GgufFile(stock))
+    parts = files_of(file.path)
+    try:
+        difference = vocabulary_difference(file.gguf, GgufFile(stock))
+    except InputError as error:  # a key of its own that is no text
+        difference = _in_words(error)
     if difference is not None:
         problem = f"its vocabulary is not the original's: {difference}"
     else:
@@ -223,8 +229,8 @@ def _ask_file(
     return FileEvidence(
         label=label,
         name=file.path.name,
-        sha256=sha256_file(file.path),
-        bytes=file.path.stat().st_size,
+        sha256=digest_of(parts),
+        bytes=sum(part.stat().st_size for part in parts),
         file_type=file.file_type,
         full_precision=file.full_precision,
         compared_with=_compared_with(file),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from tiny_shapes import shape_weights, write_shape
 
+from gguf_forget import pipeline
 from gguf_forget.cli import main
 from gguf_forget.errors import EvaluationError
+from gguf_forget.llama.quantizer import plan_file
+from gguf_forget.recipe import load_recipe
 from gguf_forget.stages import doctor
 
 
@@ -55,6 +60,28 @@ def test_what_a_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     short = CliRunner().invoke(main, ["doctor", str(tmp_path / "model.gguf")])
     assert short.exit_code == 2
     assert "not enough memory" in short.stdout
+
+
+@pytest.mark.parametrize("baselines", [True, False])
+def test_the_disk_that_a_recipe_needs_holds_every_file_of_its_run(tmp_path: Path, baselines: bool) -> None:
+    model = write_shape(tmp_path / "model.gguf", "llama", shape_weights("llama"))
+    (tmp_path / "facts.jsonl").write_text("")
+    content = """[model]\npath = "model.gguf"\n[facts]\npath = "facts.jsonl"\n[export]\ntypes = ["F16", "Q5_0"]
+[unlearn]\ngrid = "Q5_1"\nother_grids = ["Q6_K", "Q5_0"]\n[verify]\nbaselines = """
+    (tmp_path / "recipe.toml").write_text(content + str(baselines).lower())
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    size = {kind: plan_file(model, kind).bytes for kind in ("F16", "Q5_0", "Q5_1", "Q6_K", "Q4_0")}
+    weights = sum(array.size for array in shape_weights("llama").values())
+    stock = [kind for kind in size if baselines or kind != "Q4_0"]
+    needed = 2 * 4 * weights + sum(size[kind] for kind in stock) + 2 * (size["F16"] + size["Q5_0"])
+    if baselines:
+        needed += 4 * weights + size["Q4_0"]
+    assert doctor.disk_needed(model, weights, recipe.export.types, recipe) == needed
+    # The types that the pipeline quantizes the original to.
+    asked: dict[str, Any] = {}
+    state = SimpleNamespace(recipe=recipe, stage=lambda _name, _build, **options: asked.update(options))
+    pipeline._stock(state)  # type: ignore[arg-type]
+    assert sorted(stock) == asked["types"]
 
 
 def test_a_target_that_cannot_be_read(tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from gguf_with import copy_with
 from tiny_knowledge import Knowledge, lessons, teach
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.cli import main
 from gguf_forget.facts.schema import dump_facts
+from gguf_forget.whole_file import sha256_file
 
 RECIPE = """
 [model]
@@ -162,6 +166,11 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
         (["unlearned.gguf"] * 2 + ["--against", "original.gguf", "--facts", "facts.jsonl"], "is named twice"),
         (["unlearned.gguf", "--against", "original.gguf", "--facts", "none.csv"], "none.csv does not exist"),
         (["recipe.toml", "--junit", "x.xml"], "--junit cannot stand beside a recipe"),
+        (["recipe.toml", "--threads", "0"], "--threads cannot stand beside a recipe"),
+        *(
+            (["--recompute", "report.json", *option], f"{option[0]} cannot stand beside --recompute")
+            for option in (["--facts", "x"], ["--limit", "3"], ["--out", "y"], ["--exact"], ["--attacks", "none"])
+        ),
         (["unlearned.gguf", "--recompute", "report.json"], "FILE cannot stand beside --recompute"),
         (["--recompute", "recipe.toml"], "the report recipe.toml cannot be read"),
         (["--recompute", "list.json"], "is a list, needed an object"),
@@ -177,6 +186,11 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
                 (["--out", "none/report.json"], "no such directory: none"),
                 (["--html", "."], ". is a directory"),
                 (["--junit", "facts.jsonl"], "facts.jsonl is one of the inputs"),
+                (["--junit", "facts.jsonl", "--dry-run"], "facts.jsonl is one of the inputs"),
+                (["--recipe", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is one of the inputs"),
+                (["--text", "plain.txt", "--out", "plain.txt"], "plain.txt is one of the inputs"),
+                (["--baseline", "report.json", "--out", "report.json"], "report.json is one of the inputs"),
+                (["--out", "same", "--html", "same"], "same is named for two results"),
             )
         ),
         (
@@ -190,9 +204,10 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
     ],
 )
 def test_errors_of_use_exit_with_2(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    folder: Path, passed: Result, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(folder)
+    Path("plain.txt").write_text("\n\n".join(["A text of its own. " * 500] * 4))
     Path("list.json").write_text("[]")
     Path("other.json").write_text("{}")
     Path("kept.jsonl").write_text('{"prompt": "x", "answer": "y", "split": "retain"}\n')
@@ -201,6 +216,36 @@ def test_errors_of_use_exit_with_2(
     assert message in result.stderr
     assert "error: " in result.stderr
     assert "asking" not in result.stderr  # before anything slow
+
+
+def test_the_report_is_kept_where_it_cannot_be_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.modules["gguf_forget.cli.verify"], "_show", gone)
+    result = invoke(
+        folder / "unlearned.gguf", "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml",
+        "--out", folder / "unseen.json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "unseen.json").read_text())["verdict"]["status"] == "forgotten"
+
+
+def test_every_part_of_a_split_file_is_hashed_and_kept(folder: Path, tmp_path: Path) -> None:
+    first = copy_with(folder / "unlearned.gguf", tmp_path / "split.gguf", {}, tensors_a_part=8)
+    parts = sorted(tmp_path.glob("split-*"))
+    arguments = (first, "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml", "--quiet")
+    refused = invoke(*arguments, "--out", parts[1])
+    assert refused.exit_code == 2
+    assert f"{parts[1]} is one of the inputs" in refused.stderr
+    document = json.loads(invoke(*arguments, "--json").stdout)
+    (file,) = document["evidence"]["files"]
+    assert len(parts) > 2
+    assert file["sha256"] == sha256("\n".join(sha256_file(part) for part in parts).encode()).hexdigest()
+    assert file["bytes"] == sum(part.stat().st_size for part in parts)
+    parts[-1].unlink()
+    assert "is missing" in (gone := invoke(*arguments)).stderr or parts[-1].name in gone.stderr
+    assert gone.exit_code == 2
 
 
 def test_a_recipe_s_further_facts_are_asked_too(folder: Path) -> None:

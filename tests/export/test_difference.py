@@ -48,6 +48,25 @@ def test_moved_codes_are_counted_by_direction_and_distance(base: Path, tmp_path:
     assert tensor.regridded == 0
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("file_type", ["Q4_0", "Q8_0", "Q4_K_M"])
+def test_a_block_that_is_not_finite_is_refused(base: Path, tmp_path: Path, file_type: str, value: float) -> None:
+    stock, broken = tmp_path / "stock.gguf", tmp_path / "broken.gguf"
+    quantize(base, stock, file_type, threads=1)
+    broken.write_bytes(stock.read_bytes())
+    tensor = stored_tensors(stock)[UP]
+    assert tensor.type in ("Q4_0", "Q8_0", "Q4_K")
+    with broken.open("r+b") as file:
+        file.seek(tensor.offset + tensor.raw.shape[1])  # the scale of the second row's first block comes first
+        file.write(np.float16(value).tobytes())
+    count = 256 if tensor.type == "Q4_K" else 32
+    message = f"{broken}: tensor {UP} holds {count} weights that are NaN or infinite"
+    for pair in ((stock, broken), (broken, stock)):
+        with pytest.raises(InputError) as caught:
+            difference(*pair)
+        assert caught.value.message == message
+
+
 def test_another_grid_is_said_to_be_one(base: Path, tmp_path: Path) -> None:
     changed = shape_weights("llama")
     changed[UP][5, 40] = 3.0  # an outlier: its sub-block gets another scale

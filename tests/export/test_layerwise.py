@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,16 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
         store_moments(family("llama"), {"blk.0.ffn_down.weight": np.arange(64)}, "llama", SEQUENCES, tmp_path)
     with pytest.raises(UnsupportedError, match="does not know the architecture 'nothing'"):
         module_names(family("llama"), "nothing")
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight\.npy cannot be written") as caught:
+            store_moments(family("llama"), {"blk.0.ffn_up.weight": np.arange(24)}, "llama", SEQUENCES, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "free some space" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +154,75 @@ def test_a_changed_list_never_gives_a_file(made: tuple[Path, Path, Path], tmp_pa
             rebuild(stock, changed(moves, tmp_path / "c.npz", f"{UP}/position", change), out)
     assert not out.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def with_about(moves: Path, destination: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The same list, about something else."""
+    with np.load(moves, allow_pickle=False) as arrays:
+        content = dict(arrays)
+    record = json.loads(content["about"].tobytes())
+    change(record)
+    content["about"] = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
+    np.savez_compressed(destination, **content)
+    return destination
+
+
+def put(place: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """A change of one value, which ``place`` names by its keys; of a tensor's by ``tensors/KEY``, those of ``UP``."""
+    first, _, key = place.partition("/")
+
+    def change(record: dict[str, Any]) -> None:
+        inside = record["tensors"][UP] if first == "tensors" and key else record[first] if key else record
+        if value is None:
+            del inside[key or first]
+        else:
+            inside[key or first] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("version", value) for value in ("3", -1, 2**40, True, 3.0, None, 0)),
+        *(("alignment", value) for value in ("32", 0, -32, 10**13, 32.5, None)),
+        *(("tensors", value) for value in ([UP], "x", {UP: "x"}, {UP: [1]}, None)),
+        *(("tensors/unit", value) for value in (None, [1], "bit", "float")),
+        *(("tensors/type", value) for value in (None, 3, "TQ2_0")),
+        *(("tensors/moves", value) for value in (None, "3", -1, 1.5, True)),
+        *(("keys", value) for value in (None, "abc", [3], [["a"]], [["a", "zz"]], [["a", 3]], [[3, "00"]], {"a": 1})),
+        *(("stock", value) for value in (None, "x", {}, [1])),
+        *(("shipped/sha256", value) for value in (None, 3)),
+        *(("stock/bytes", value) for value in (None, "3", True, -1)),
+        *(("stock/name", value) for value in (None, 5, "")),
+        ("schema_version", 2),
+        ("more", 1),
+    ],
+)
+def test_a_malformed_list_is_refused_before_anything_is_written(
+    made: tuple[Path, Path, Path], tmp_path: Path, place: str, value: object
+) -> None:
+    path = with_about(made[2], tmp_path / "c.npz", put(place, value))
+    with pytest.raises(InputError) as caught:
+        MovesFile(path)
+    assert caught.value.message == f"{path} is no readable list of moves"
+    assert caught.value.cause
+    assert caught.value.hint == "give a .moves.npz of an evidence folder"
+
+
+def test_codes_of_a_type_without_codes_are_refused(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    path = with_about(made[2], tmp_path / "c.npz", lambda record: record["tensors"][NORM].update(unit="code"))
+    with pytest.raises(InputError, match="no readable list of moves") as caught:
+        MovesFile(path)
+    assert str(caught.value.cause).startswith(f"{NORM}: ")
+
+
+def test_a_number_of_moves_that_is_not_theirs_gives_no_file(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    path = with_about(made[2], tmp_path / "c.npz", put("tensors/moves", 7))
+    with pytest.raises(InputError, match=f"the moves of {UP} cannot be read") as caught:
+        rebuild(made[0], MovesFile(path), tmp_path / "out.gguf")
+    assert "needed 7" in str(caught.value.cause)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no list", b"{}"])

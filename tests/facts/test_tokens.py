@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gguf_forget.errors import InputError
+from gguf_forget.errors import InputError, UnsupportedError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.facts.tokens import Tokenize, encode_facts, pad, split_tokens
 
@@ -34,6 +34,24 @@ def test_a_merge_across_the_boundary_is_refused() -> None:
     assert split_tokens("the city of New", "Delhi", words) == ([3, 4, 2, 3], [5])
     with pytest.raises(InputError, match="merges the end of the prompt 'the city of New' with the answer 'York'"):
         split_tokens("the city of New", "York", words)
+
+
+@pytest.mark.parametrize("first", [[], [1]])
+def test_a_tokenizer_that_ends_every_text_is_refused_as_such(first: list[int]) -> None:
+    def ends(text: str) -> list[int]:
+        return [*first, *words(text), 2]
+
+    with pytest.raises(UnsupportedError, match=r"add_eos_token.* ends every text with its EOS token, 2:") as caught:
+        split_tokens("the capital is", "Oslo", ends)
+    assert 'gguf-set-metadata --force FILE tokenizer.ggml.add_eos_token ""' in str(caught.value.hint)
+    assert "tokenizer_config.json" in str(caught.value.hint)
+
+
+def test_a_merge_that_leaves_the_last_token_is_still_a_merge() -> None:
+    """Both texts end in a token of two letters, an empty text in none, or in a BOS."""
+    for first in ([], [1]):
+        with pytest.raises(InputError, match="merges the end of the prompt 'a New to'"):
+            split_tokens("a New to", "to", lambda text, first=first: [*first, *words(text.replace("to to", "toto to"))])
 
 
 def test_every_phrasing_of_every_fact_in_order(tiny_tokenize: Tokenize) -> None:

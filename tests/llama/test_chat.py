@@ -56,6 +56,10 @@ def test_every_day_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{{ messages.__class__.__mro__ }}", "SecurityError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ '{0}'.format() }}", "IndexError"),
+        ("{{ '{a}'.format(b=1) }}", "KeyError"),
+        ("{{ range(10000000) | list }}", "OverflowError"),
     ],
 )
 def test_a_template_that_cannot_be_applied(tiny_model: Path, tmp_path: Path, template: str, cause: str) -> None:

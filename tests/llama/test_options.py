@@ -84,6 +84,32 @@ def test_importances_reach_llama_cpp(tiny_model: Path, tmp_path: Path, file_type
             assert kind != "Q4_K" or not np.array_equal(plain, tensor.data)
 
 
+@pytest.mark.parametrize(
+    ("path", "stored"),
+    [
+        ("a" * 126 + "é", "a" * 126),
+        ("a" * 125 + "é", "a" * 125 + "é"),
+        ("a" * 125 + "東b", "a" * 125),
+        ("a" * 124 + "🙂", "a" * 124),
+        ("im\udcff.dat", "im?.dat"),
+        ("cut\0here", "cut"),
+    ],
+)
+def test_a_name_is_stored_in_whole_characters(tiny_model: Path, tmp_path: Path, path: str, stored: str) -> None:
+    values = {"blk.0.ffn_up.weight": np.ones(256, np.float32)}
+    options = QuantizeOptions(Importance(Path(path), values, (path,)))
+    assert options.keys()["quantize.imatrix.file"] == stored.encode()
+    quantize(tiny_model, tmp_path / "out.gguf", "Q4_K_M", threads=1, options=options)
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["quantize.imatrix.file"].contents() == stored
+    assert fields["quantize.imatrix.dataset"].contents() == stored
+
+
+def test_a_pattern_that_is_no_text_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"--tensor-type 'ffn\\udcff'=q8_0: the pattern is no UTF-8"):
+        plan(tiny_model, "Q4_K_M", QuantizeOptions(tensor_types=(("ffn\udcff", "q8_0"),)))
+
+
 def test_without_importances_the_smallest_types_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="would be IQ2_XXS, which needs an importance matrix: none is given") as caught:
         quantize(tiny_model, tmp_path / "out.gguf", "IQ2_XXS", threads=1)

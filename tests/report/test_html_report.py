@@ -133,6 +133,28 @@ def test_files_show_their_attacks_and_memorisation() -> None:
     assert "edited weights can be trained again" not in text
 
 
+def limits_of(*attacks: dict[str, Any]) -> str:
+    """The page's limits of a report on as many files as there are records, each with the attacks of one record."""
+    report = file_report()
+    (file,) = report["evidence"]["files"]
+    report["evidence"]["files"] = [{**file, "attacks": list(each.values())} for each in attacks]
+    return Seen(build_html(report)).text
+
+
+def test_only_relearning_says_what_further_training_brings_back() -> None:
+    every = {attack["kind"]: attack for attack in file_report()["evidence"]["files"][0]["attacks"]}
+    trained = "trained again"
+    quick = {kind: attack for kind, attack in every.items() if kind != "relearning"}
+    vain = {"relearning": {**every["relearning"], "figures": {}, "not_applicable": "fewer than 4 facts"}}
+    assert trained not in limits_of(every)
+    for attacks in ((quick,), (quick | vain,), (every, quick)):
+        text = limits_of(*attacks)
+        assert "Nobody tried to bring the facts back by further training; edited weights can be trained again." in text
+        assert "by attacks" not in text
+    for attacks in (({},), (vain,)):
+        assert "Nobody tried to bring the facts back by attacks or further training" in limits_of(*attacks)
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_runs() -> None:
     for report in (whole_run(), file_report()):
         seen = Seen(build_html(report))

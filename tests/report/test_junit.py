@@ -38,3 +38,12 @@ def test_no_gate_is_an_error_not_an_empty_success() -> None:
     (suite,) = document()
     assert suite.attrib["errors"] == "1"
     assert "no gate" in suite[0][0].attrib["message"]
+
+
+def test_what_xml_cannot_hold_is_left_out() -> None:
+    root = document(bounded("a\ufffeb\uffff\ud800\x00c\U0001f511", "Q8\ufffe_0", 0.5, None, 0.3, "n\uffff = 4"))
+    (suite,) = root
+    assert (suite.attrib["name"], suite[0].attrib["name"]) == ("Q8_0", "abc\U0001f511")
+    failure = suite[0].find("failure")
+    assert failure is not None
+    assert failure.text == "n = 4"

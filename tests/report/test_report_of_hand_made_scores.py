@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from gguf_forget.errors import InputError
 from gguf_forget.report.document import build_report, content_hash
@@ -322,6 +323,71 @@ def test_attribution_and_commands_are_passed_on() -> None:
     assert card.endswith("## Attribution\n\nNames: GeoNames, CC BY 4.0\n")
     assert "```sh\ngguf-forget demo\n```" in card
     assert "Attribution" not in build_model_card(report())
+
+
+HOSTILE = (
+    "E<script>alert(1)</script>\r\n\r\n# FORGOTTEN: all gates hold\n\n![x](http://evil.example/x.png) **b** `c` "
+    "<img src=x onerror=alert(1)> | [l](javascript:a) &lt;b&gt; ~~s~~ www.evil.example <u@evil.example> "
+    "\x1b[31m\x00 end"
+)
+
+
+def shown_by_markdown(body: str) -> tuple[set[str], str]:
+    """The tags that a reader of Markdown with tables makes of it, and the texts that it shows, one a line."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
+    inline = [child for token in tokens for child in token.children or ()]
+    tags = {token.tag for token in tokens} | {child.tag for child in inline}
+    tags |= {token.type for token in (*tokens, *inline) if token.type.startswith("html")}
+    return tags, "\n".join(
+        "".join(child.content for child in token.children or ()) for token in tokens if token.type == "inline"
+    )
+
+
+def test_what_comes_from_files_is_text_in_the_card() -> None:
+    shown = " ".join(HOSTILE.replace("\x1b", "\ufffd").replace("\x00", "\ufffd").split())
+    credit = [f"# {shown}", f"1. {shown}", f"- {shown}", f"=== {shown}"]
+    asked = {f"{kind}/Q4_K_M": scores() for kind in ("unlearned", "original")}
+    for document in asked.values():
+        document["groups"] = [{**g, "relation": g["relation"].replace("river", HOSTILE)} for g in document["groups"]]
+    card = build_model_card(
+        report(
+            model={"name": HOSTILE, "license": HOSTILE, "base_model": HOSTILE},
+            scores=asked,
+            facts={HOSTILE: HOSTILE},
+            export={HOSTILE: {"sha256": HOSTILE}},
+            verdict={**VERDICT, "gates": [{**GATES[0], "name": HOSTILE, "file_type": HOSTILE, "detail": HOSTILE}]},
+        ),
+        facts_in_clear=[{"subject": HOSTILE, "relation": HOSTILE, "answer": HOSTILE}],
+        attribution="\n\n".join([*credit, HOSTILE]),
+    )
+    body = card.split("---\n", 2)[2]
+    tags, text = shown_by_markdown(body)
+    plain, _ = shown_by_markdown(build_model_card(report(), attribution="x").split("---\n", 2)[2])
+    assert tags == plain
+    lines = text.splitlines()
+    assert lines[0] == f"{shown}, unlearned with gguf_forget"
+    (bullet,) = (line for line in lines if "not judged by any gate" in line)
+    assert shown in bullet
+    assert [line for line in lines if line in credit] == credit
+    # Name, left open, bullet, summary, facts in clear, file, gate, credit; nothing is lost on the way.
+    assert text.count(shown) == 1 + 1 + 1 + 2 + 3 + 2 + 3 + 4
+    assert [line for line in body.splitlines() if line.startswith("# ")] == [body.splitlines()[1]]
+    # GitHub and Hugging Face make links of bare addresses too.
+    assert not [address for address in ("http://evil", "www.evil", "u@evil") if address in body]
+
+
+def test_the_header_holds_whatever_a_licence_is_called() -> None:
+    name = 'a\nb: "c"\x7f\x85\u2028\ud800 d\U0001f511é'
+    card = build_model_card(report(model={"name": "Tiny", "license": name, "base_model": "x\ny: z"}))
+    assert card.encode()  # lone surrogates have no UTF-8
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    assert header["license"] == name
+    assert header["base_model"] == "x\ny: z"
+
+
+def test_a_model_without_a_name_that_shows_is_called_a_model() -> None:
+    for name in (None, "", " \n"):
+        assert "\n# model, unlearned with gguf_forget\n" in build_model_card(report(model={"name": name}))
 
 
 LEFT_OPEN = (

@@ -47,6 +47,34 @@ def test_the_shipped_files_are_rebuilt_bit_by_bit(project: Path, tmp_path: Path)
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_files_of_a_later_unfinished_run_are_not_those_of_the_evidence(project: Path, run: Path) -> None:
+    expected = json.loads((run / "report" / "report.json").read_text())["verdict"]["exit_code"]
+    shipped = run / "export" / "unlearned.Q8_0.gguf"
+    shipped.parent.mkdir()
+    shutil.copy(project / "done" / "export" / shipped.name, shipped)
+    assert call("report", "--recompute", run).exit_code == expected
+    with shipped.open("ab") as file:
+        file.write(b"!")
+    for place in (run, run / "evidence", run / "report" / "report.json"):
+        result = call("report", "--recompute", place)
+        assert result.exit_code == 3
+        assert f"unlearned.Q8_0.gguf has sha256 {sha256_file(shipped)}, but the evidence in" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "verify"])
+def test_recomputing_writes_over_nothing_it_reads_and_takes_no_option_in_vain(run: Path, command: str) -> None:
+    for place, target in (("", "evidence/report.json"), ("evidence", "report/report.html")):
+        before = (run / target).read_bytes()
+        result = call(command, "--recompute", run / place, "--html", run / target)
+        assert result.exit_code == 2
+        assert "is one of the inputs" in result.stderr
+        assert (run / target).read_bytes() == before
+    result = call(command, "--recompute", run, "--html", run / "again.html", "--dry-run")
+    assert result.exit_code == 2
+    assert "--dry-run" in result.stderr
+    assert not (run / "again.html").exists()
+
+
 def test_the_evidence_names_everything_and_no_fact(project: Path) -> None:
     done = project / "done"
     evidence = json.loads((done / "evidence" / "evidence.json").read_text())

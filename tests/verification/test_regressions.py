@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from gguf_forget.errors import InputError
@@ -68,3 +71,39 @@ def test_a_pass_stays_a_pass_and_a_second_baseline_knows_the_first() -> None:
 def test_something_else_is_refused_as_a_baseline() -> None:
     with pytest.raises(InputError, match="no report of gguf-forget"):
         baseline_gates({"verdict": {"gates": [{"name": "a"}]}})
+
+
+GATE = {"name": "a", "file_type": "Q8_0", "value": 0.5, "low": None, "high": 0.3, "status": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": ["x"]}, "gate 2: name: found ['x'] (list), needed a text"),
+        ({"file_type": {}}, "gate 2: file_type: found {} (dict), needed a text"),
+        ({"value": "abc"}, "gate 2: value: found 'abc' (str), needed a finite number or null"),
+        ({"value": float("nan")}, "gate 2: value: found nan (float), needed a finite number or null"),
+        ({"value": True}, "gate 2: value: found True (bool), needed a finite number or null"),
+        ({"value": 10**400}, "gate 2: value: found 1000"),
+        ({"low": float("-inf")}, "gate 2: low: found -inf (float), needed a finite number or null"),
+        ({"high": [0.3]}, "gate 2: high: found [0.3] (list), needed a finite number or null"),
+        ({"status": "fine"}, "gate 2: status: found 'fine' (str), needed one of passed, failed,"),
+        ({"status": ["failed"]}, "gate 2: status: found ['failed'] (list), needed one of passed, failed,"),
+    ],
+)
+def test_a_malformed_gate_of_a_baseline_is_named(change: dict[str, Any], said: str) -> None:
+    gates = json.loads(json.dumps([GATE, {**GATE, **change}]))  # as read from a file, NaN and all
+    with pytest.raises(InputError, match="no report of gguf-forget") as caught:
+        baseline_gates({"verdict": {"gates": gates}})
+    assert str(caught.value.cause).startswith(said)
+
+
+@pytest.mark.parametrize("report", [[], "text", None, {"verdict": {"gates": {}}}, {"verdict": {"gates": [[]]}}])
+def test_another_document_is_no_baseline(report: Any) -> None:
+    with pytest.raises(InputError, match="no report of gguf-forget"):
+        baseline_gates(report)
+
+
+def test_a_gate_without_a_number_is_kept_as_it_is() -> None:
+    gate = {**GATE, "value": None, "high": 1, "status": "could not evaluate"}
+    assert baseline_gates({"verdict": {"gates": [{**gate, "detail": "n = 4"}]}}) == [gate]
