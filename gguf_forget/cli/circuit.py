@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
-from gguf_forget.cli.common import Command, Weight, common, guarded
+from gguf_forget.cli.common import UNTOUCHED, Command, Weight, common, guarded
 from gguf_forget.recipe import AttributeSection
 
 DEFAULTS = AttributeSection()
@@ -175,7 +175,8 @@ def attribute(
     _one_budget(**{name: options.get(name) for name in ("budget", "neurons", "parameters")})
     if options.get("evidence") is False and "evidence_pairs" in options:
         raise click.UsageError("--evidence-pairs with --no-evidence: the circuit is not judged")
-    guarded(_study(source, facts, out, options, dry_run=dry_run, as_json=as_json, quiet=quiet), debug=debug)
+    work = _study(source, facts, out, options, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    guarded(work, debug=debug, interrupted=UNTOUCHED)
 
 
 def _study(
@@ -261,4 +262,4 @@ def divergence(
             (print_plan if dry_run else print_divergence)(document)
         return 0
 
-    guarded(work, debug=debug)
+    guarded(work, debug=debug, interrupted=UNTOUCHED)

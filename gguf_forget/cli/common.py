@@ -43,6 +43,7 @@ class Weight(click.FloatRange):
         return number
 
 
+UNTOUCHED = "nothing was written"
 RESUMED = "finished stages are kept, run the same command again to go on"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_forget.cli.common import guarded
+from gguf_forget.cli.common import UNTOUCHED, guarded
 from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
 
@@ -75,7 +75,7 @@ def diff(
             _print(found, kind)
         return 0
 
-    guarded(work, debug=debug, interrupted="nothing was written")
+    guarded(work, debug=debug, interrupted=UNTOUCHED)
 
 
 def _print(found: Difference, file_type: str | None) -> None:

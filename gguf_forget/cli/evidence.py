@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import common, given_options, guarded, say
+from gguf_forget.cli.common import UNTOUCHED, common, given_options, guarded, say
 from gguf_forget.errors import InputError
 
 RECOMPUTES = ("html", "junit", "as_json", "quiet", "debug")  # options that go with --recompute
@@ -130,4 +130,4 @@ def rebuild(stock: Path, evidence: Path, out: Path, dry_run: bool, as_json: bool
             click.echo(f"{verb} {out}: {document['moves']:,} moves, sha256 {document['shipped']['sha256']}")
         return 0
 
-    guarded(work, debug=debug)
+    guarded(work, debug=debug, interrupted=UNTOUCHED)

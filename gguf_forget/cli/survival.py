@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_forget.cli.common import guarded
+from gguf_forget.cli.common import UNTOUCHED, guarded
 
 if TYPE_CHECKING:
     from gguf_forget.export.requantized import Requantized
@@ -66,7 +66,7 @@ def survival(
             _print(rows)
         return 0
 
-    guarded(work, debug=debug)
+    guarded(work, debug=debug, interrupted=UNTOUCHED)
 
 
 def _print(rows: list[Requantized]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import RESUMED, common, given_options, guarded, say
+from gguf_forget.cli.common import RESUMED, UNTOUCHED, common, given_options, guarded, say
 from gguf_forget.cli.evidence import RECOMPUTES, publish, recompute_and_show
 from gguf_forget.errors import InputError
 
@@ -94,7 +94,7 @@ def verify(
         _refuse("a FILE, which is trained already", given_options() & {"device"})
         return _judge(files, original, given, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
-    kept = RESUMED if original is None else "nothing was written, the same command begins again"
+    kept = RESUMED if original is None else UNTOUCHED
     guarded(work, debug=debug, interrupted=kept)
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from ..errors import EvaluationError, InputError
-from .library import load
 from .session import Session
 
 # Called with the number of sequences done and their total: (0, total) first, (total, total) last.
 Progress = Callable[[int, int], None]
-
-LEARNED_POSITIONS = ("gpt2", "starcoder")
-"""Architectures whose positions are rows of a table in the file."""
 
 
 class Room(NamedTuple):
@@ -30,19 +25,10 @@ def room_of(session: Session) -> Room:
 
     llama.cpp ends the process when it is asked for a position that the table has not.
     """
-    positions = _learned_positions(session)
+    positions = session.positions
     if positions is not None and positions < session.cells:
         return Room(positions, f"the model's {positions} positions", "shorten it")
     return Room(session.cells, f"{session.cells} cells", "shorten it, or open the model with more cells")
-
-
-def _learned_positions(session: Session) -> int | None:
-    """The rows of the model's table of positions, which are as many as its context; None where it has no table."""
-    library, text = load(), ctypes.create_string_buffer(64)
-    model = session._model  # one package: nobody else asks a session for it
-    if library.llama_model_meta_val_str(model, b"general.architecture", text, len(text)) < 0:
-        return None
-    return int(library.llama_model_n_ctx_train(model)) if text.value.decode() in LEARNED_POSITIONS else None
 
 
 def check_tokens(

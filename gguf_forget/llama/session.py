@@ -33,6 +33,9 @@ _DECODE_CODES = {
 }
 
 
+LEARNED_POSITIONS = ("gpt2", "starcoder")
+"""Architectures whose positions are rows of a table in the file."""
+
 _FLOAT_FILE_TYPES = (None, "0", "1", "32")  # unknown, F32, F16, BF16
 
 
@@ -131,15 +134,28 @@ class Session:
                 "cannot share prefixes in the key-value cache"
             )
         if self._exact_attention is None:
-            self._exact_attention = self.one_at_a_time or self._file_type() in _FLOAT_FILE_TYPES
+            number = self._said("general.file_type")  # of llama_ftype
+            self._exact_attention = self.one_at_a_time or number in _FLOAT_FILE_TYPES
         self._vocabulary = Vocabulary(self._model, self.path)
         self._sequence_ids = np.arange(self.max_sequences, dtype=np.int32)
 
-    def _file_type(self) -> str | None:
-        """What the file says it is, a number of ``llama_ftype``; None where it says nothing."""
-        text = ctypes.create_string_buffer(16)
-        found = self._library.llama_model_meta_val_str(self._model, b"general.file_type", text, len(text))
-        return text.value.decode() if found >= 0 else None
+    def _said(self, key: str) -> str | None:
+        """What the file says under a key, as text of up to 63 bytes; None where it says nothing."""
+        text = ctypes.create_string_buffer(64)
+        found = self._library.llama_model_meta_val_str(self._model, key.encode(), text, len(text))
+        return text.value.decode(errors="replace") if found >= 0 else None
+
+    @property
+    def positions(self) -> int | None:
+        """The rows of the model's table of positions, which are as many as its context; None where it has no table.
+
+        Raises:
+            LlamaError: the session was closed.
+        """
+        self._check_open()
+        if self._said("general.architecture") not in LEARNED_POSITIONS:
+            return None
+        return int(self._library.llama_model_n_ctx_train(self._model))
 
     def reserve(self, cells: int) -> None:
         """Have an empty cache of at least this many cells, at most ``cells`` of the session; never smaller again.

@@ -13,7 +13,7 @@ from tiny_shapes import HIDDEN, LAYERS, WORDS, shape_weights, write_shape
 
 from gguf_forget.errors import InputError
 from gguf_forget.llama.child import IsolatedScorer
-from gguf_forget.llama.requests import LEARNED_POSITIONS
+from gguf_forget.llama.session import LEARNED_POSITIONS
 
 POSITIONS = 128  # of the tiny shapes
 
