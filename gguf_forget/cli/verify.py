@@ -64,7 +64,8 @@ def verify(
 ) -> None:
     """Judge GGUF FILEs that anyone made beside their ORIGINAL, or what a RECIPE ships, made where it is not yet.
 
-    Exit code 0: forgotten; 1: a gate failed; 2: usage or input error; 3: could not evaluate.
+    Exit code 0: forgotten (with --baseline: no worse than it); 1: a gate failed; 2: usage or input error; 3: could not
+    evaluate.
 
     \b
     Examples:
@@ -109,7 +110,7 @@ def _judge(
 ) -> int:
     from gguf_forget.export.inputs import input_files
     from gguf_forget.progress import progress_for
-    from gguf_forget.report.file_report import build_file_report
+    from gguf_forget.report.file_report import KIND, build_file_report
     from gguf_forget.stages.file_questions import read_questions
     from gguf_forget.stages.machine import tool_versions
     from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
@@ -119,7 +120,8 @@ def _judge(
     settings, forget, retain = _settings(given)
     check_files(files, original, settings.text)
     asked = read_questions(forget, retain, settings.options, limit=given["limit"])
-    baseline = None if given["baseline"] is None else baseline_gates(_read_json(given["baseline"]))
+    earlier = None if given["baseline"] is None else _read_json(given["baseline"])
+    baseline = None if earlier is None else baseline_gates(earlier)
     read = (*forget, *retain, *(path for path in (settings.text, given["recipe"], given["baseline"]) if path))
     check_outputs((given["out"], given["html"], given["junit"]), input_files((original, *files), read))
     if dry_run:
@@ -128,6 +130,8 @@ def _judge(
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
     if asked.left_out:
         remarks.append(asked.left_out)
+    if earlier is not None and earlier.get("kind") == KIND and earlier.get("facts") != facts_summary(asked):
+        remarks.append("the baseline was asked other facts: what it failed by may be others than these")
     report = build_file_report(
         evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
     )

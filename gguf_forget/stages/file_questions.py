@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.joining import join_facts
-from gguf_forget.facts.public_sets import read_set
+from gguf_forget.facts.public_sets import SetItem, read_set
 from gguf_forget.facts.schema import Fact, read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
@@ -60,13 +60,15 @@ def read_questions(
     )
     asked = Counter(of_facts[sources[question.fact]] for question in questions)
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
+    rows_of = {place: read_set(path, split) for place, (split, path) in enumerate(given) if place not in of_facts}
+    _refuse_both(given, rows_of)
     first = len(facts)
     summary = []
-    for place, (split, path) in enumerate(given):
+    for place, (_, path) in enumerate(given):
         if place in of_facts:
             rows, count = len(sets[of_facts.index(place)]), asked[place]
         else:
-            items = read_set(path, split)
+            items = rows_of[place]
             both = {item.relation for item in items if item.split == "forget"} & forgotten
             if both:
                 raise InputError(
@@ -85,6 +87,18 @@ def read_questions(
             hint="give the facts that were to be forgotten with --facts",
         )
     return Asked(tuple(questions), tuple(summary), joined.told())
+
+
+def _refuse_both(given: Sequence[tuple[str, Path]], rows_of: Mapping[int, Sequence[SetItem]]) -> None:
+    """Raises InputError for a row that one set forgets and another, or the same, keeps."""
+    forgotten = {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
+    for place, items in rows_of.items():
+        for item in items:
+            if item.split == "retain" and item.prompt in forgotten:
+                raise InputError(
+                    f"{given[place][1]} keeps what is to be forgotten, {item.question!r}",
+                    hint="give what was to be forgotten with --facts, what was to be kept with --retain",
+                )
 
 
 def _facts(split: str, path: Path) -> tuple[Fact, ...]:

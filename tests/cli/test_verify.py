@@ -112,6 +112,11 @@ def test_json_and_a_baseline(folder: Path, report: Any) -> None:
     (folder / "failing.json").write_text(result.stdout)
     again = invoke(*arguments, "--baseline", folder / "failing.json", "-q")
     assert again.exit_code == 0
+    said = "the baseline was asked other facts"
+    assert said not in again.stdout
+    document["facts"]["files"][0]["sha256"] = "0" * 64
+    (folder / "others.json").write_text(json.dumps(document))
+    assert said in " ".join(invoke(*arguments, "--baseline", folder / "others.json", "-q").stdout.split())
     assert again.stdout.startswith("NO REGRESSION: 5 of 9 gates fail as they did before")
 
 

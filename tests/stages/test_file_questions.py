@@ -95,6 +95,11 @@ def test_a_set_that_forgets_a_relation_of_a_facts_file_is_refused(tmp_path: Path
     assert read_questions([own_facts(tmp_path / "facts.jsonl")], [rows], OPTIONS, limit=None).summary[1]["rows"] == 1
 
 
+def test_a_row_is_not_kept_and_forgotten_at_once() -> None:
+    with pytest.raises(InputError, match=r"wmdp.json keeps what is to be forgotten, 'Which of these metals"):
+        read_questions([SETS / "wmdp.json"], [SETS / "wmdp.json"], OPTIONS, limit=None)
+
+
 def test_a_limit_holds_for_public_sets(tmp_path: Path) -> None:
     asked = read_questions([SETS / "wmdp.json"], [], OPTIONS, limit=1)
     assert len(asked.questions) == 2
