@@ -144,6 +144,7 @@ def _stock(state: _Run) -> None:
 
 
 def _facts(state: _Run) -> None:
+    from gguf_forget.facts.set_facts import is_question_set
     from gguf_forget.stages.facts import prepare_facts
 
     recipe = state.recipe
@@ -165,10 +166,9 @@ def _facts(state: _Run) -> None:
         )
 
     hashes: dict[str, Any] = {"facts": _input_hash(recipe.facts.path), "text": _input_hash(recipe.text.path)}
-    # Rows of public sets are called as their file, whose ending says how it is read.
-    hashes["names"] = [
-        path.name for path in (recipe.facts.path, *recipe.facts.retain, *recipe.facts.more, recipe.text.path) if path
-    ]
+    sets = [p.name for p in (recipe.facts.path, *recipe.facts.retain, *recipe.facts.more) if is_question_set(p)]
+    if sets:
+        hashes["sets"] = sets  # their rows are called as their file, whose ending says how it is read
     further: dict[str, Any] = {
         name: [_input_hash(path) for path in paths]
         for name, paths in (("retain", recipe.facts.retain), ("more", recipe.facts.more))

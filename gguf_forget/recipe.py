@@ -236,7 +236,7 @@ class UnlearnSection:
         choices=FRAMINGS,
     )
     accumulation: int = setting(
-        1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1
+        1, "parts into which every batch is cut; more need less memory and give the same edit", at_least=1, at_most=4096
     )
     processes: int = setting(
         1,

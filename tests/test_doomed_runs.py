@@ -10,7 +10,6 @@ import pytest
 from test_pipeline import RECIPE, facts, invoke
 
 from gguf_forget.facts.schema import Fact, dump_facts
-from gguf_forget.run_directory import read_json
 
 
 def prepared(project: Path, folder: Path, recipe: str = RECIPE, own: tuple[Fact, ...] | None = None) -> Path:
@@ -107,8 +106,3 @@ def test_a_dry_demo_writes_nothing(tmp_path: Path, widened: tuple[str, ...]) -> 
     recipe = json.loads(result.stdout)["recipe"]
     assert recipe["facts"]["path"] == str(tmp_path / "new" / "facts.jsonl")
     assert ("widened.F32.gguf" in recipe["model"]["path"]) == bool(widened)
-
-
-def test_the_names_of_files_decide_the_facts_stage(project: Path) -> None:
-    stage = read_json(project / "done" / "facts" / "stage.json")
-    assert "facts.jsonl" in json.dumps(stage)

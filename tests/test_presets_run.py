@@ -63,9 +63,7 @@ def muse(folder: Path) -> None:
 def small(recipe: Recipe) -> Recipe:
     """The preset with few steps, examples and files."""
     attribute = replace(recipe.attribute, pairs=4, integration_steps=1, evidence_pairs=0, layer_cap=1.0)
-    parts = min(recipe.unlearn.accumulation, 4)  # of a batch of 4
-    batches = {"batch_forget": 4, "batch_retain": 4, "accumulation": parts}
-    unlearn = replace(recipe.unlearn, steps=3, fisher_examples=2, learning_rate=0.5, **batches)
+    unlearn = replace(recipe.unlearn, steps=3, fisher_examples=2, batch_forget=4, batch_retain=4, learning_rate=0.5)
     verify = replace(recipe.verify, perplexity_tokens=64, baselines=False)
     export = replace(recipe.export, types=("F16", "Q4_K_M"))
     return replace(recipe, attribute=attribute, unlearn=unlearn, verify=verify, export=export)

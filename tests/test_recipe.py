@@ -316,7 +316,7 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     [
         ("steps", 1, 2**31 - 1),
         ("batch_forget", 1, 2**31 - 1),
-        ("accumulation", 1, 2**31 - 1),
+        ("accumulation", 1, 4096),
         ("floor", 0, 255),
         ("seed", 0, 2**32 - 1),
     ],

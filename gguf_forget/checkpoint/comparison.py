@@ -6,8 +6,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 
-# What decides the token ids of a text, and what ends one: a file whose answers' first tokens count as the end says
-# nothing, and so tells nothing. The chat template decides neither.
+# What decides the token ids of a text; the chat template does not.
 VOCABULARY_KEYS = (
     "tokenizer.ggml.model",
     "tokenizer.ggml.pre",
@@ -20,12 +19,7 @@ VOCABULARY_KEYS = (
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
     "tokenizer.ggml.add_space_prefix",
-    "tokenizer.ggml.add_sep_token",
-    "tokenizer.ggml.remove_extra_whitespaces",
     "tokenizer.ggml.precompiled_charsmap",
-    "tokenizer.ggml.unknown_token_id",
-    *(f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom")),
-    *(f"tokenizer.ggml.fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")),
 )
 CHAT_TEMPLATE = "tokenizer.chat_template"
 

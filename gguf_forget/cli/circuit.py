@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
-from gguf_forget.cli.common import UNTOUCHED, Command, Weight, common, guarded
+from gguf_forget.cli.common import UNTOUCHED, Command, Weight, common, guarded, say
 from gguf_forget.recipe import AttributeSection
 
 DEFAULTS = AttributeSection()
@@ -198,7 +198,7 @@ def _study(
         if as_json:
             click.echo(json.dumps({**document, "folder": str(out)}, indent=2, sort_keys=True))
         else:
-            (print_plan if dry_run else print_circuit)(document)
+            say(lambda: (print_plan if dry_run else print_circuit)(document))
         return 0
 
     return work
@@ -259,7 +259,7 @@ def divergence(
         if as_json:
             click.echo(json.dumps(document, indent=2, sort_keys=True))
         else:
-            (print_plan if dry_run else print_divergence)(document)
+            say(lambda: (print_plan if dry_run else print_divergence)(document))
         return 0
 
     guarded(work, debug=debug, interrupted=UNTOUCHED)

@@ -28,7 +28,7 @@ def _print_error(error: GgufForgetError) -> None:
         lines.append(f"cause: {error.cause}")
     if error.hint:
         lines.append(f"hint: {error.hint}")
-    click.echo("\n".join(lines), err=True)
+    _tell("\n".join(lines))
 
 
 class Weight(click.FloatRange):
@@ -64,9 +64,9 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: str = RESUMED)
         _print_error(error)
         code = error.exit_code
     except KeyboardInterrupt:
-        click.echo(f"interrupted: {interrupted}", err=True)
+        _tell(f"interrupted: {interrupted}")
         code = 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # rich leaves by SystemExit where a pipe is closed
         _drop_output()
         code = 2
     except Exception as error:
@@ -106,11 +106,17 @@ def say(show: Callable[[], None]) -> None:
     try:
         show()
         sys.stdout.flush()
-    except (OSError, SystemExit) as error:  # rich leaves by SystemExit where a pipe is closed
+    except (OSError, SystemExit) as error:
         gone = isinstance(error, (BrokenPipeError, SystemExit))
         if not gone:
-            click.echo(f"what was found could not be printed: {error}", err=True)
+            _tell(f"what was found could not be printed: {error}")
         _drop_output()
+
+
+def _tell(text: str) -> None:
+    """On the standard error, if it takes anything: it may be the same full disk."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _drop_output() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_forget.cli.common import UNTOUCHED, guarded
+from gguf_forget.cli.common import UNTOUCHED, guarded, say
 from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
 
@@ -72,7 +72,7 @@ def diff(
             document = {"schema_version": 1, "a": str(before), "b": str(after), **found.to_json()}
             click.echo(json.dumps(document, indent=2, sort_keys=True))
         else:
-            _print(found, kind)
+            say(lambda: _print(found, kind))
         return 0
 
     guarded(work, debug=debug, interrupted=UNTOUCHED)

@@ -73,7 +73,8 @@ def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: P
     from gguf_forget.whole_file import check_outputs
 
     found = recompute(path)
-    folders = (found.source, found.source.parent / "report") if found.source.is_dir() else ()
+    source = found.source.resolve()
+    folders = (source, source.parent / "report") if source.is_dir() else ()
     check_outputs((html, junit), [path, *(each for folder in folders for each in folder.rglob("*"))])
     publish(found.report, html=html, junit=junit)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_forget.cli.common import UNTOUCHED, guarded
+from gguf_forget.cli.common import UNTOUCHED, guarded, say
 
 if TYPE_CHECKING:
     from gguf_forget.export.requantized import Requantized
@@ -63,7 +63,7 @@ def survival(
             document = {"schema_version": 1, "original": str(original), "shipped": str(shipped), "types": found}
             click.echo(json.dumps(document, indent=2, sort_keys=True))
         else:
-            _print(rows)
+            say(lambda: _print(rows))
         return 0
 
     guarded(work, debug=debug, interrupted=UNTOUCHED)

@@ -95,7 +95,7 @@ def verify(
         _refuse("a FILE, which is trained already", given_options() & {"device"})
         return _judge(files, original, given, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
-    kept = RESUMED if original is None else UNTOUCHED
+    kept = RESUMED if original is None and given["recompute"] is None else UNTOUCHED
     guarded(work, debug=debug, interrupted=kept)
 
 
@@ -122,7 +122,7 @@ def _judge(
     asked = read_questions(forget, retain, settings.options, limit=given["limit"])
     earlier = None if given["baseline"] is None else _read_json(given["baseline"])
     baseline = None if earlier is None else baseline_gates(earlier)
-    read = (*forget, *retain, *(path for path in (settings.text, given["recipe"], given["baseline"]) if path))
+    read = (*forget, *retain, *(path for path in (settings.text, given["recipe"]) if path))
     check_outputs((given["out"], given["html"], given["junit"]), input_files((original, *files), read))
     if dry_run:
         _plan(files, original, asked, settings, as_json=as_json)

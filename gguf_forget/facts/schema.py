@@ -99,12 +99,8 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
         faults.append(f"{where}: split is {split!r}, needed one of {', '.join(SPLITS)}")
     if not prompts and not held_out and len(faults) == before:
         faults.append(f"{where}: no prompt, needed at least one in prompts")
-    distractors = tuple(dict.fromkeys(distractors))  # one that stands twice is one chance to be wrong
-    faults += [
-        f"{where}: {text!r} begins or ends with white space, needed none: what stands before an answer is put there"
-        for text in (answer, *distractors)
-        if text != text.strip()
-    ]
+    # What stands before an answer is put there; a wrong one that stands twice is one chance to be wrong.
+    answer, distractors = answer.strip(), tuple(dict.fromkeys(text.strip() for text in distractors))
     if answer and answer in distractors:
         faults.append(f"{where}: the answer {answer!r} is among its own distractors")
     faults += [f"{where}: {name!r} is both an alias and a distractor" for name in aliases if name in distractors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,20 @@ def read_questions(
     asked = Counter(of_facts[sources[question.fact]] for question in questions)
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
     rows_of = {place: read_set(path, split) for place, (split, path) in enumerate(given) if place not in of_facts}
-    _refuse_both(given, rows_of)
+    asked_for = {prompt for fact in facts if fact.split == "forget" for prompt in fact.prompts + fact.held_out_prompts}
+    asked_for |= {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
+    left_out = [joined.told()]
     first = len(facts)
     summary = []
     for place, (_, path) in enumerate(given):
         if place in of_facts:
             rows, count = len(sets[of_facts.index(place)]), asked[place]
         else:
-            items = rows_of[place]
+            items = _without_forgotten(rows_of[place], asked_for)
+            if len(items) < len(rows_of[place]):
+                left_out.append(
+                    f"{len(rows_of[place]) - len(items)} rows of {path.name} left out, which are to be forgotten"
+                )
             both = {item.relation for item in items if item.split == "forget"} & forgotten
             if both:
                 raise InputError(
@@ -86,19 +92,12 @@ def read_questions(
             f"nothing in {', '.join(map(str, (*forget, *retain)))} is to be forgotten",
             hint="give the facts that were to be forgotten with --facts",
         )
-    return Asked(tuple(questions), tuple(summary), joined.told())
+    return Asked(tuple(questions), tuple(summary), "; ".join(filter(None, left_out)) or None)
 
 
-def _refuse_both(given: Sequence[tuple[str, Path]], rows_of: Mapping[int, Sequence[SetItem]]) -> None:
-    """Raises InputError for a row that one set forgets and another, or the same, keeps."""
-    forgotten = {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
-    for place, items in rows_of.items():
-        for item in items:
-            if item.split == "retain" and item.prompt in forgotten:
-                raise InputError(
-                    f"{given[place][1]} keeps what is to be forgotten, {item.question!r}",
-                    hint="give what was to be forgotten with --facts, what was to be kept with --retain",
-                )
+def _without_forgotten(items: Sequence[SetItem], forgotten: Collection[str]) -> tuple[SetItem, ...]:
+    """Rows of a public set but those that are kept, and whose prompt is one of what is to be forgotten."""
+    return tuple(item for item in items if item.split == "forget" or item.prompt not in forgotten)
 
 
 def _facts(split: str, path: Path) -> tuple[Fact, ...]:

@@ -58,7 +58,7 @@ def recompute(path: Path) -> Recomputed:
             hint=f"the evidence folder of a run holds {bundle.MANIFEST}",
         )
     verdict, inside = _of_run(folder)
-    _check_shipped(folder)
+    _check_shipped(folder.resolve().parent / "export", inside["export"])
     if path.is_file() and path.name != bundle.MANIFEST and report != inside:
         raise EvaluationError(f"{path} is not the report that the evidence in {folder} speaks of", hint=CHANGED)
     return Recomputed(verdict, inside, folder)
@@ -127,16 +127,17 @@ def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
     return manifest
 
 
-def _check_shipped(folder: Path) -> None:
-    """The evidence folder of a run speaks of the files that the run holds, if they are still there.
+def _check_shipped(export: Path, spoken_of: Mapping[str, Any]) -> None:
+    """The evidence of a run speaks of the files that the run still holds, in ``export``: of all of them, as they are.
 
     Raises EvaluationError where a later, unfinished run put others in their place.
     """
-    for kind, record in read_manifest(folder, bundle.RUN)["outputs"].items():
-        file = folder.parent / "export" / f"unlearned.{kind}.gguf"
-        if file.is_file() and (found := sha256_file(file)) != record["shipped"]["sha256"]:
+    for file in sorted(export.glob("unlearned.*.gguf")):
+        kind = file.name.removeprefix("unlearned.").removesuffix(".gguf")
+        needed = spoken_of[kind]["sha256"] if kind in spoken_of else "no such file"
+        if needed != (found := sha256_file(file)):
             raise EvaluationError(
-                f"{file} has sha256 {found}, but the evidence in {folder} speaks of {record['shipped']['sha256']}",
+                f"{file} has sha256 {found}, but the evidence speaks of {needed}",
                 hint="another recipe was run in this folder: run it to the end with gguf-forget report",
             )
 

@@ -258,7 +258,7 @@ def _refuse_foreign(out: Path) -> None:
         return
     if not out.is_dir():
         raise InputError(f"{out} is there and is no folder", hint="choose another folder with -o")
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in WRITTEN or not path.is_file())
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in (*WRITTEN, ".DS_Store"))
     if foreign:
         raise InputError(
             f"{out} holds {foreign[0]!r}, which no circuit's folder has: needed a free path or an earlier circuit's "

@@ -19,20 +19,12 @@ def check_parts(options: UnlearnSection) -> None:
             "unlearn.shard: found true, but unlearn.processes is 1", hint="set unlearn.processes to 2 or more"
         )
     parts, least = options.processes * options.accumulation, min(options.batch_forget, options.batch_retain)
-    if parts <= least:
-        return
-    needed = (
-        f"cuts every batch into {parts} parts; needed at most {least}, the smaller of batch_forget and batch_retain"
-    )
-    if options.processes == 1:
+    if options.processes > 1 and parts > least:
         raise InputError(
-            f"unlearn.accumulation: found {options.accumulation}, which {needed}",
-            hint="lower accumulation, or raise the batches",
+            f"unlearn.processes: found {options.processes}, which with unlearn.accumulation cuts every batch into "
+            f"{parts} parts; needed at most {least}, the smaller of batch_forget and batch_retain",
+            hint="lower processes or accumulation, or raise the batches",
         )
-    raise InputError(
-        f"unlearn.processes: found {options.processes}, which with unlearn.accumulation {needed}",
-        hint="lower processes or accumulation, or raise the batches",
-    )
 
 
 def check_facts(options: UnlearnSection, facts: Sequence[Fact]) -> None:

@@ -178,6 +178,7 @@ class _Text:
 
     chunks: list[list[int]]
     tops: list[TopTokens]
+    ends: frozenset[int]  # tokens that end a text
 
 
 def _chunks(scorer: IsolatedScorer | Scorer, settings: Settings) -> list[list[int]]:
@@ -197,7 +198,9 @@ def _ask_original(path: Path, asked: Asked, settings: Settings) -> tuple[FileSco
     try:
         with _open(path, settings) as scorer:
             chunked = _chunks(scorer, settings)
-            return _scores(scorer, asked, chunked, settings), _Text(chunked, top_tokens(scorer, chunked))
+            return _scores(scorer, asked, chunked, settings), _Text(
+                chunked, top_tokens(scorer, chunked), frozenset(scorer.end_of_generation)
+            )
     except LlamaError as error:
         raise EvaluationError(f"the original cannot be asked: {error.message}", cause=error.cause) from error
 
@@ -220,6 +223,7 @@ def _ask_file(
         started = time.monotonic()
         try:
             with _open(file.path, settings) as scorer:
+                _check_ends(frozenset(scorer.end_of_generation), text.ends)
                 plain = _scores(scorer, asked, text.chunks, settings)
                 scores = with_divergence(scorer, plain, text.chunks, text.tops)
             seconds = time.monotonic() - started
@@ -239,6 +243,18 @@ def _ask_file(
         problem=problem,
         attacks=attacks,
     )
+
+
+def _check_ends(own: frozenset[int], originals: frozenset[int]) -> None:
+    """A file whose answers' first tokens count as the end of a text says nothing, and so tells nothing.
+
+    Raises EvaluationError for other tokens than the original's.
+    """
+    if own != originals:
+        raise EvaluationError(
+            f"its texts end at the tokens {sorted(own)}, the original's at {sorted(originals)}",
+            hint="give both the same eos, eot, eom and fim tokens",
+        )
 
 
 def _attacks(

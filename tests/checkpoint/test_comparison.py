@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
-from gguf_with import copy_with
 from tiny import TEXTS, build_tiny_gguf
 
 from gguf_forget.checkpoint.comparison import changed_tensors, chat_template_differs, is_split, vocabulary_difference
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.export.derived_file import write_derived
-from gguf_forget.llama.scorer import Scorer
 
 SIZE = {"hidden": 64, "feed_forward": 128, "layers": 1}
 
@@ -27,17 +24,6 @@ def test_a_file_equals_itself(tmp_path: Path) -> None:
     assert changed_tensors(file, same) == 0
     assert not chat_template_differs(file, same)
     assert not is_split(file)
-
-
-@pytest.mark.parametrize("key", ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
-def test_what_ends_a_text_is_part_of_the_vocabulary(tmp_path: Path, key: str) -> None:
-    """A file that calls an answer's first token the end of its turn tells nothing when it is let write."""
-    file = tiny(tmp_path / "a.gguf")
-    name = f"tokenizer.ggml.{key}_token_id"
-    copy_with(file.path, tmp_path / "b.gguf", {}, numbers={name: 121})
-    with Scorer(tmp_path / "b.gguf", threads=1) as scorer, Scorer(file.path, threads=1) as original:
-        assert scorer.end_of_generation == original.end_of_generation | {121}
-    assert vocabulary_difference(GgufFile(tmp_path / "b.gguf"), file) == f"{name} is 121, the original's absent"
 
 
 def test_changed_tensors_are_counted(tmp_path: Path) -> None:

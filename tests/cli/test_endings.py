@@ -47,14 +47,14 @@ def _raise(error: BaseException) -> Callable[[], None]:
     [
         (BrokenPipeError(), ""),
         (SystemExit(1), ""),
-        (OSError(28, "No space left on device"), "what was found could not be printed: [Errno 28] No space left"),
+        (OSError(28, "No space left"), "what was found could not be printed: [Errno 28] No space left\n"),
     ],
 )
 def test_what_cannot_be_printed_takes_nothing_from_the_result(
     error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say(_raise(error))
-    assert capsys.readouterr().err.startswith(said)
+    assert capsys.readouterr().err == said
 
 
 @pytest.fixture
@@ -82,6 +82,30 @@ def test_a_closed_pipe_leaves_the_verdict_s_exit_code(run: Path) -> None:
         found = recompute(run, stdout=full)
     assert found.returncode == expected
     assert found.stderr.startswith("what was found could not be printed: [Errno 28]")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_full_disk_behind_everything_leaves_the_exit_code(code: int) -> None:
+    program = (
+        "from gguf_forget.cli.common import guarded, say; "
+        f"guarded(lambda: (say(lambda: print('x')), {code})[1], debug=False)"
+    )
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, check=False)
+    assert found.returncode == code
+
+
+def test_a_table_cut_off_by_a_closed_pipe_is_no_failed_gate() -> None:
+    program = "from rich.console import Console; from gguf_forget.cli.common import guarded, say; "
+    program += "guarded(lambda: (SHOW, 0)[1], debug=False)"
+    codes = []
+    for show in ("say(lambda: Console().print('x' * 9))", "Console().print('x' * 9)"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        found = subprocess.run([sys.executable, "-c", program.replace("SHOW", show)], stdout=writing, check=False)
+        os.close(writing)
+        codes.append(found.returncode)
+    assert codes == [0, 2]
 
 
 def test_a_terminal_without_a_character_gets_another() -> None:

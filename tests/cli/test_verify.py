@@ -194,7 +194,6 @@ def test_a_dry_run_asks_nothing(folder: Path) -> None:
                 (["--junit", "facts.jsonl", "--dry-run"], "facts.jsonl is one of the inputs"),
                 (["--recipe", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is one of the inputs"),
                 (["--text", "plain.txt", "--out", "plain.txt"], "plain.txt is one of the inputs"),
-                (["--baseline", "report.json", "--out", "report.json"], "report.json is one of the inputs"),
                 (["--out", "same", "--html", "same"], "same is named for two results"),
             )
         ),
@@ -234,6 +233,20 @@ def test_the_report_is_kept_where_it_cannot_be_shown(folder: Path, monkeypatch: 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads((folder / "unseen.json").read_text())["verdict"]["status"] == "forgotten"
+
+
+@pytest.mark.parametrize("key", ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
+def test_a_file_whose_texts_end_elsewhere_cannot_be_evaluated(folder: Path, tmp_path: Path, key: str) -> None:
+    """It calls some answer's first token the end of a turn, and so tells nothing when it is let write."""
+    file = copy_with(
+        folder / "unlearned.gguf", tmp_path / "mute.gguf", {}, numbers={f"tokenizer.ggml.{key}_token_id": 40}
+    )
+    result = invoke(file, "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml", "--json", "-q")
+    document = json.loads(result.stdout)
+    assert result.exit_code == document["verdict"]["exit_code"] == 3
+    problem = document["evidence"]["files"][0]["problem"]
+    assert problem.startswith("its texts end at the tokens [")
+    assert "40" in problem.split(",  the original's")[0]
 
 
 def test_every_part_of_a_split_file_is_hashed_and_kept(folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_the_shipped_files_are_rebuilt_bit_by_bit(project: Path, tmp_path: Path)
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_files_of_a_later_unfinished_run_are_not_those_of_the_evidence(project: Path, run: Path) -> None:
+def test_files_of_a_later_unfinished_run_are_not_those_of_the_evidence(
+    project: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = json.loads((run / "report" / "report.json").read_text())["verdict"]["exit_code"]
     shipped = run / "export" / "unlearned.Q8_0.gguf"
     shipped.parent.mkdir()
@@ -58,7 +60,12 @@ def test_files_of_a_later_unfinished_run_are_not_those_of_the_evidence(project: 
     for place in (run, run / "evidence", run / "report" / "report.json"):
         result = call("report", "--recompute", place)
         assert result.exit_code == 3
-        assert f"unlearned.Q8_0.gguf has sha256 {sha256_file(shipped)}, but the evidence in" in result.stderr
+        assert f"unlearned.Q8_0.gguf has sha256 {sha256_file(shipped)}, but the evidence speaks of" in result.stderr
+    monkeypatch.chdir(run / "evidence")
+    for name in (".", "evidence.json", "report.json"):
+        assert call("report", "--recompute", name).exit_code == 3
+    shipped.rename(shipped.with_name("unlearned.Q5_K_M.gguf"))  # a type that this run did not ship
+    assert "but the evidence speaks of no such file" in call("report", "--recompute", ".").stderr
 
 
 @pytest.mark.parametrize("command", ["report", "verify"])

@@ -95,9 +95,17 @@ def test_a_set_that_forgets_a_relation_of_a_facts_file_is_refused(tmp_path: Path
     assert read_questions([own_facts(tmp_path / "facts.jsonl")], [rows], OPTIONS, limit=None).summary[1]["rows"] == 1
 
 
-def test_a_row_is_not_kept_and_forgotten_at_once() -> None:
-    with pytest.raises(InputError, match=r"wmdp.json keeps what is to be forgotten, 'Which of these metals"):
-        read_questions([SETS / "wmdp.json"], [SETS / "wmdp.json"], OPTIONS, limit=None)
+def test_a_row_is_not_kept_and_forgotten_at_once(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.json"
+    kept = {"question": "Which of these is a fruit?", "choices": ["Pear", "Stone"], "answer": 0}
+    whole.write_text(json.dumps([*json.loads((SETS / "wmdp.json").read_text()), kept]))
+    asked = read_questions([SETS / "wmdp.json"], [whole], OPTIONS, limit=None)
+    assert asked.left_out == "2 rows of whole.json left out, which are to be forgotten"
+    assert {q.key.relation for q in asked.questions if q.key.split == "retain"} == {"whole"}
+    assert [(each["rows"], each["questions"]) for each in asked.summary] == [(2, 4), (1, 2)]
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "The capital of Norland is", "answer": "Ostby"}\n')
+    beside = read_questions([own_facts(tmp_path / "own.jsonl")], [tmp_path / "rows.jsonl"], OPTIONS, limit=None)
+    assert beside.left_out == "1 rows of rows.jsonl left out, which are to be forgotten"
 
 
 def test_a_limit_holds_for_public_sets(tmp_path: Path) -> None:
