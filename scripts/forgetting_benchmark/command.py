@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+import gguf_forget
 from forgetting_benchmark.figures import Roles, questions_of, roles
 from forgetting_benchmark.make import Shared, make_edit, make_files
 from forgetting_benchmark.measure import attribution, circuit_divergence, measure, relearned
@@ -31,6 +33,7 @@ from gguf_forget.recipe import EXPORT_TYPES, Recipe, load_recipe
 from gguf_forget.run_directory import STAGE_FILE, RunDirectory, read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.verification.questions import Question
+from gguf_forget.whole_file import sha256_file
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
 QUICK_TYPES = ("F16", "Q8_0", "Q4_K_M")
@@ -96,6 +99,20 @@ def _recipe(options: argparse.Namespace, progress: Progress) -> Recipe:
     return replace(recipe, export=replace(recipe.export, types=types), verify=replace(recipe.verify, baselines=False))
 
 
+def code_hash(*folders: Path) -> str:
+    """SHA-256 of all Python files in ``folders``: one version has many commits, whose figures may differ."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def questions_hash(questions: Sequence[Question]) -> str:
+    """SHA-256 of all that is asked, word for word."""
+    return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Bench:
     """All that one (method, seed, type) needs, and where its result is kept."""
@@ -107,18 +124,19 @@ class _Bench:
     types: tuple[str, ...]
     samples: int
     relearning_steps: int
+    code: str
 
     def inputs(self, **own: Any) -> dict[str, Any]:
-        """What decides a result, without making anything: versions, shared stages, the recipe, the request.
+        """What decides a result, without making anything: versions, code, shared stages, the recipe, the request.
 
         Stock files follow from the original and llama.cpp's version; their stage lists which were asked for, and
         another type more must not undo what is kept.
         """
         stages = {
-            stage: read_json(self.shared.run / stage / STAGE_FILE)["fingerprint"]
+            stage: read_json(self.shared.run / stage / STAGE_FILE)["outputs"]
             for stage in ("load", "facts", "attribute")
         }
-        return {"versions": tool_versions(), "stages": stages, **own}
+        return {"versions": tool_versions(), "code": self.code, "stages": stages, **own}
 
     def kept(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         done = self.directory.current(name, inputs)
@@ -132,9 +150,8 @@ class _Bench:
     def asking(self) -> dict[str, Any]:
         return {
             "roles": asdict(self.chosen),
-            "figures": 4,  # to be raised when what is measured changes: results kept before lack it
             "samples": self.samples,
-            "questions": len(self.questions),
+            "questions": questions_hash(self.questions),
             "max_new_tokens": self.shared.recipe.verify.max_new_tokens,
         }
 
@@ -269,6 +286,7 @@ def _run(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             types,
             options.samples,
             options.relearning_steps,
+            code_hash(Path(gguf_forget.__file__).parent, Path(__file__).parent),
         )
         originals = {kind: bench.original(kind) for kind in types}
         for seed in seeds:

@@ -29,7 +29,11 @@ class Method:
 
 
 # Where no paper gives settings for a model and facts like these, the meaning says whose they are.
-OWN_SETTINGS = {"sure": "a mask found once and a rate that are ours", "surgical_ga": "GA's settings in the circuit"}
+OWN_SETTINGS = {
+    "npo": "with KL on kept facts, its authors' rate, beta and epochs",
+    "sure": "a mask found once and a rate that are ours",
+    "surgical_ga": "GA's settings in the circuit",
+}
 
 
 def _published(name: str, *, every_phrasing: bool = False) -> Method:
