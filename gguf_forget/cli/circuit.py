@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gguf_forget.cli.commands import execute, from_file, run_folder
-from gguf_forget.cli.common import UNTOUCHED, Command, Weight, common, guarded, say
+from gguf_forget.cli.common import UNTOUCHED, Command, Weight, called, common, guarded, say
 from gguf_forget.recipe import AttributeSection
 
 DEFAULTS = AttributeSection()
@@ -98,10 +98,6 @@ def _section(given: dict[str, Any]) -> AttributeSection:
     return dataclasses.replace(DEFAULTS, **values)
 
 
-def _called(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
 def _one_budget(**given: Any) -> None:
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -161,7 +157,7 @@ def attribute(
     if facts is None:
         if options:
             raise click.UsageError(
-                f"{_called(options)} need MODEL and FACTS; a recipe says these things in its section [attribute]"
+                f"{called(options)} need MODEL and FACTS; a recipe says these things in its section [attribute]"
             )
 
         def through_the_stages() -> int:
@@ -241,7 +237,7 @@ def divergence(
     options = {name: value for name, value in given.items() if value is not None}
     in_vain = [name for name in CHOOSING if name in options]
     if circuit is not None and in_vain:
-        raise click.UsageError(f"{_called(in_vain)} with --circuit: the circuit is given, none is chosen")
+        raise click.UsageError(f"{called(in_vain)} with --circuit: the circuit is given, none is chosen")
     _one_budget(**{name: options.get(name) for name in ("budget", "neurons")})
 
     def work() -> int:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -129,6 +129,11 @@ def given_options() -> set[str]:
     """Names of the parameters that stand on the command line, whatever their values."""
     context = click.get_current_context()
     return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def called(names: Iterable[str], others: Mapping[str, str] | None = None) -> str:
+    """Options as the user writes them, from the names of their parameters; ``others``: those not called alike."""
+    return ", ".join((others or {}).get(name, "--" + name.replace("_", "-")) for name in names)
 
 
 def _out_of_memory(error: Exception) -> GgufForgetError | None:

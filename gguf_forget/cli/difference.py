@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_forget.cli.common import UNTOUCHED, guarded, say
+from gguf_forget.cli.common import UNTOUCHED, called, guarded, say
 from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
 
@@ -60,9 +60,9 @@ def diff(
         from gguf_forget.progress import progress_for
         from gguf_forget.stages.difference import DifferenceJob, compare_models
 
-        in_vain = [f"--{name.replace('_', '-')}" for name, value in given.items() if value] if file_type is None else []
+        in_vain = [name for name, value in given.items() if value] if file_type is None else []
         if in_vain:
-            raise InputError(f"{', '.join(in_vain)} without --type: no grid is measured", hint="give --type TYPE")
+            raise InputError(f"{called(in_vain)} without --type: no grid is measured", hint="give --type TYPE")
         if llama_cpp is not None and os.path.isfile(before) and os.path.isfile(after):
             raise InputError(f"--llama-cpp {llama_cpp} beside two GGUFs: nothing is converted", hint="leave it out")
         kind = None if file_type is None else file_type_name(file_type)

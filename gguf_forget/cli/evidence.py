@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import UNTOUCHED, common, given_options, guarded, say
+from gguf_forget.cli.common import UNTOUCHED, called, common, given_options, guarded, say
 from gguf_forget.errors import InputError
 
 RECOMPUTES = ("html", "junit", "as_json", "quiet", "debug")  # options that go with --recompute
@@ -54,7 +54,7 @@ def report(
         if recompute is not None:
             named = sorted(given_options() - {"recompute", *RECOMPUTES})
             if named:
-                found = ", ".join("RECIPE" if name == "recipe" else f"--{name.replace('_', '-')}" for name in named)
+                found = called(named, {"recipe": "RECIPE"})
                 raise InputError(f"--recompute stands alone, found {found} beside it", hint="leave one out")
             return recompute_and_show(recompute, html=html, as_json=as_json)
         if recipe is None:

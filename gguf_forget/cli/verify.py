@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gguf_forget.cli.commands import DEVICE, execute, from_file, run_folder
-from gguf_forget.cli.common import RESUMED, UNTOUCHED, common, given_options, guarded, say
+from gguf_forget.cli.common import RESUMED, UNTOUCHED, called, common, given_options, guarded, say
 from gguf_forget.cli.evidence import RECOMPUTES, publish, recompute_and_show
 from gguf_forget.errors import InputError
 
@@ -100,9 +100,9 @@ def verify(
 
 
 def _refuse(what: str, others: set[str]) -> None:
-    named = [OPTION_NAMES.get(name, f"--{name.replace('_', '-')}") for name in sorted(others)]
-    if named:
-        raise InputError(f"{', '.join(named)} cannot stand beside {what}", hint="leave out one of them")
+    if others:
+        named = called(sorted(others), OPTION_NAMES)
+        raise InputError(f"{named} cannot stand beside {what}", hint="leave out one of them")
 
 
 def _judge(
