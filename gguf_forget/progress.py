@@ -21,7 +21,10 @@ class Progress:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """While open, call the yielded function with the number of units done (and a short remark)."""
+        """While open, call the yielded function with the number of units done (and a short remark).
+
+        ``total``: 0 where it is not known.
+        """
 
         def advance(done: int = 1, remark: str = "") -> None:
             return None
@@ -61,6 +64,7 @@ class LineProgress(Progress):
     def task(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         started = shown = time.monotonic()
         total_done, last_remark = 0, ""
+        of_all = f"/{total}" if total else ""
         self.note(f"{label} …")
 
         def advance(done: int = 1, remark: str = "") -> None:
@@ -69,7 +73,7 @@ class LineProgress(Progress):
             last_remark = remark or last_remark
             if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
-                self.note(f"{label} … {total_done}/{total} {last_remark}".rstrip())
+                self.note(f"{label} … {total_done}{of_all} {last_remark}".rstrip())
 
         yield advance
         self.note(f"{label}: {time.monotonic() - started:.0f} s {last_remark}".rstrip())
@@ -92,7 +96,7 @@ class BarProgress(LineProgress):
             TextColumn("{task.fields[remark]}"),
         )
         with RichProgress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(label, total=total, remark="")
+            task = bars.add_task(label, total=total or None, remark="")
 
             def advance(done: int = 1, remark: str = "") -> None:
                 if remark:

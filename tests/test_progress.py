@@ -39,3 +39,12 @@ def test_silence() -> None:
     with Progress().counts("asking") as count:
         count(0, 2)
         count(2, 2)
+
+
+def test_a_total_that_is_not_known_is_not_shown_as_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gguf_forget.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with LineProgress().task("training", 0) as advance:
+        advance(2)
+    assert capsys.readouterr().err.splitlines() == ["training …", "training … 2", "training: 0 s"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -11,7 +12,9 @@ from typing import Any
 
 from gguf_forget import __version__
 from gguf_forget.errors import InputError
+from gguf_forget.whole_file import sha256_file
 
+PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers", "numpy", "safetensors")
 _TELLING = re.compile(r"avx.*|amx.*|fma|f16c|bmi2|sse4_2|asimd.*|neon|s(?:ve.*|me\d*)|i8mm|bf16")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
@@ -20,6 +23,15 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
 def tool_versions() -> dict[str, str]:
     """Versions that decide results: part of every stage's inputs."""
     return {"gguf_forget": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+def code_hash(*folders: Path) -> str:
+    """SHA-256 of all Python files in ``folders``: one version has many commits, whose results may differ."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:

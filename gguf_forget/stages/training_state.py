@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gguf_forget.stages.machine import tool_versions
+from gguf_forget.stages.machine import PACKAGE, code_hash, tool_versions
 from gguf_forget.unlearning.trainer import StepLosses, TrainingState
 from gguf_forget.whole_file import sha256_file
 
@@ -36,6 +36,7 @@ class SavedState:
             "files": {name: sha256_file(path) for name, path in files.items()},
             "options": {key: value for key, value in options.items() if key not in WITHOUT_EFFECT},
             "tools": tool_versions(),
+            "code": code_hash(PACKAGE),  # half of an edit by other code would be the edit of neither
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         self.path = folder / f".training-{digest[:24]}.safetensors"

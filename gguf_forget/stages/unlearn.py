@@ -327,7 +327,6 @@ def _unlearn(
             hint="raise unlearn.steps or unlearn.learning_rate, or lower unlearn.damping or unlearn.floor",
         )
     save_edits(found, out / EDIT)
-    saved.remove()
     weights = sum(edit.allowed.size for edit in found)
     write_json_atomically(
         out / SUMMARY,
@@ -344,3 +343,4 @@ def _unlearn(
             "history": [vars(losses) for losses in history],
         },
     )
+    saved.remove()  # last: a failure before would lose the training

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-import gguf_forget
 from forgetting_benchmark.figures import Roles, questions_of, roles
 from forgetting_benchmark.make import Shared, make_edit, make_files
 from forgetting_benchmark.measure import attribution, circuit_divergence, measure, relearned
@@ -32,11 +31,12 @@ from gguf_forget.progress import Progress, progress_for
 from gguf_forget.recipe import EXPORT_TYPES, Recipe, load_recipe
 from gguf_forget.run_directory import STAGE_FILE, RunDirectory, read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
+from gguf_forget.stages.machine import PACKAGE, code_hash
 from gguf_forget.verification.questions import Question
-from gguf_forget.whole_file import sha256_file
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
 QUICK_TYPES = ("F16", "Q8_0", "Q4_K_M")
+CODE = (Path(__file__).parent, Path(__file__).parents[1] / "benchmark_support")  # beside the package
 RESULT, SCORES = "result.json", "scores.npy"
 MADE = re.compile(r"\.made-[a-z0-9_-]+")  # a folder of model files, of this run or of one that was killed
 
@@ -97,15 +97,6 @@ def _recipe(options: argparse.Namespace, progress: Progress) -> Recipe:
     # The F16 file is what the others are compared with; the pipeline makes no baseline of its own here.
     types = tuple(kind for kind in dict.fromkeys(("F16", *options.formats)) if kind != NF4)
     return replace(recipe, export=replace(recipe.export, types=types), verify=replace(recipe.verify, baselines=False))
-
-
-def code_hash(*folders: Path) -> str:
-    """SHA-256 of all Python files in ``folders``: one version has many commits, whose figures may differ."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def questions_hash(questions: Sequence[Question]) -> str:
@@ -188,7 +179,8 @@ class _Bench:
             **self.asking(),
         }
         named = {kind: (f"result-{stem}-{kind.lower()}", asking) for kind in self.types}
-        whole = (f"about-{stem}", {**asking, "relearning_steps": self.relearning_steps, "type": self._judged()})
+        made_of = {"relearning_steps": self.relearning_steps, "type": self._judged(), "types": sorted(self.types)}
+        whole = (f"about-{stem}", {**asking, **made_of})  # its time is that of all files
         found = {kind: self.kept(*each) for kind, each in named.items()}
         about = self.kept(*whole)
         missing = [kind for kind, figures in found.items() if figures is None]
@@ -197,7 +189,7 @@ class _Bench:
             with tempfile.TemporaryDirectory(dir=self.shared.run, prefix=f".made-{stem}-") as folder:
                 files = Path(folder)
                 try:
-                    if about is None:  # the time is that of all files
+                    if about is None:
                         made = self._made(method, name, seed, [*self.types, self._judged()], files)
                         about = self.keep(*whole, lambda: self._whole(made, files))
                     else:
@@ -226,7 +218,9 @@ class _Bench:
         edit = None if method.kind == "baseline" else self.edit(method.changes, seed)
         made = make_files(self.shared, method, seed, edit, types, folder)
         if edit is not None:
-            made["seconds"] += _seconds(edit) + _seconds(self.shared.run / "attribute")
+            made["seconds"] += _seconds(edit)
+        if edit is not None or method.in_circuit:
+            made["seconds"] += _seconds(self.shared.run / "attribute")
         return made
 
     def _stock_attribution(self, kind: str) -> np.ndarray:
@@ -286,7 +280,7 @@ def _run(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             types,
             options.samples,
             options.relearning_steps,
-            code_hash(Path(gguf_forget.__file__).parent, Path(__file__).parent),
+            code_hash(PACKAGE, *CODE),
         )
         originals = {kind: bench.original(kind) for kind in types}
         for seed in seeds:

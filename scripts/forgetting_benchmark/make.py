@@ -93,6 +93,7 @@ def make_files(
             _unlearned(shared.template, edits, folder / "F32.gguf")
             _quantized(folder / "F32.gguf", types, folder)
         else:
+            options = replace(shared.recipe.unlearn, **method.changes)
             save_edits(edits, folder / EDIT)
             (folder / "export").mkdir()
             export(
@@ -101,7 +102,7 @@ def make_files(
                 shared.facts,
                 folder / EDIT,
                 types,
-                shared.recipe.unlearn.grids,
+                options.grids if options.floor else (),
                 {},
                 folder / "export",
                 shared.progress,

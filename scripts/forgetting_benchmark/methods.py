@@ -27,6 +27,11 @@ class Method:
     baseline: str = ""
     every_phrasing: bool = False
 
+    @property
+    def in_circuit(self) -> bool:
+        """Whether it needs the attributed circuit, whose time is then its own."""
+        return self.kind != "baseline" or self.baseline == "surgical_ga"
+
 
 # Where no paper gives settings for a model and facts like these, the meaning says whose they are.
 OWN_SETTINGS = {
@@ -49,7 +54,11 @@ METHODS: dict[str, Method] = {
     "mansu_npo": Method("circuit", "NPO in place of the chance-level target", {"objective": "npo"}),
     "no_floor": Method("circuit", "edits of any size, rounded by llama.cpp alone", {"floor": 0}, stock=True),
     "no_projection": Method("circuit", "no retain-Fisher projection", {"fisher_quantile": 1.0}),
-    "no_divergence": Method("circuit", "no KL to the original", {"retain_weight": 0.0, "text_weight": 0.0}),
+    "no_divergence": Method(
+        "circuit",
+        "nothing that holds kept answers or text to the original",
+        {"retain_weight": 0.0, "shortfall_weight": 0.0, "text_weight": 0.0},
+    ),
     "random_circuit": Method("circuit", "a random circuit of equal size and layers", {"circuit": "random"}),
     **{name: _published(name) for name in BASELINES},
     "npo_every_phrasing": _published("npo", every_phrasing=True),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from forgetting_benchmark.command import code_hash, questions_hash
+from forgetting_benchmark.command import questions_hash
 
+from gguf_forget.stages.machine import code_hash
 from gguf_forget.verification.questions import Question
 from gguf_forget.verification.scores import GroupKey
 

@@ -166,3 +166,28 @@ def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path)
     assert saved.load() is None
     (tmp_path / "facts").write_text("b")
     assert SavedState(tmp_path, files, {"seed": 0}).path != saved.path
+
+
+def test_other_code_never_goes_on_with_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SavedState(tmp_path, {}, {}).path
+    assert SavedState(tmp_path, {}, {}).path == before
+    monkeypatch.setattr("gguf_forget.stages.training_state.code_hash", lambda folder: f"{folder.name}, changed")
+    assert SavedState(tmp_path, {}, {}).path != before
+
+
+def test_a_failure_after_the_last_step_loses_no_training(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _document: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gguf_forget.stages.unlearn.write_json_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(inputs, tmp_path / "cut" / "first", Progress())
+    again = Notes()
+    run(inputs, tmp_path / "cut" / "second", again)
+    assert f"training goes on after step {OPTIONS.steps - OPTIONS.steps % OPTIONS.keep_every}" in again.notes
+    run(inputs, tmp_path / "whole" / "unlearn", Progress())
+    for name in ("edit.safetensors", "unlearn.json"):
+        assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
