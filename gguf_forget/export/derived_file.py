@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,23 @@ from gguf_forget.whole_file import replaced_whole
 
 GENERAL, OURS = "general.", "gguf_forget."
 COPY_BYTES = 16 << 20
+
+
+def without_own(entries: Mapping[str, bytes]) -> dict[str, bytes]:
+    """``entries`` of a header but for those that say where an edit comes from: of another edit they are not true."""
+    return {key: raw for key, raw in entries.items() if not key.startswith(OURS)}
+
+
+def drop_earlier_keys(path: Path, own: Collection[str]) -> None:
+    """Write the file anew without the keys ``gguf_forget.*`` that are not among its ``own``, where it has such."""
+    head, data_start = read_header(path)
+    entries = {**without_own(head.entries), **{key: head.entries[key] for key in own if key in head.entries}}
+    if len(entries) == len(head.entries):
+        return
+    with replaced_whole(path) as out, path.open("rb") as source:
+        out.write(replace(head, entries=entries).to_bytes())
+        source.seek(data_start)
+        shutil.copyfileobj(source, out, COPY_BYTES)
 
 
 def write_derived(
@@ -62,7 +79,7 @@ def derived_copy(source: Path, destination: Path, *, metadata: Mapping[str, Valu
             raise InputError(f"{source} has the key {key} already", hint="choose another key")
     head, data_start = read_header(source)
     replaces_ours = any(key.startswith(OURS) for key in metadata)
-    kept = {key: raw for key, raw in head.entries.items() if not (replaces_ours and key.startswith(OURS))}
+    kept = without_own(head.entries) if replaces_ours else head.entries
     entries = {**kept, **{key: entry(key, value) for key, value in metadata.items()}}
     header = replace(head, entries=entries).to_bytes()
     needed = os.path.getsize(source) + len(header) - data_start

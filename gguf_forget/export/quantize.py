@@ -20,6 +20,7 @@ import numpy as np
 
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor, stored_tensors
 from gguf_forget.errors import InputError, LlamaError
+from gguf_forget.export.derived_file import drop_earlier_keys
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.memory import keep_freed_memory
 from gguf_forget.export.outcome import TensorOutcome, totals
@@ -236,7 +237,9 @@ def _written(
     def rounded(codes: Mapping[str, np.ndarray]) -> tuple[Mapping[str, StoredTensor], list[TensorOutcome], list[Check]]:
         filled = partial, pair, planned, file_type, options, progress, hessians, codes
         try:
-            tensors, runs = begin_stock(pair.outline, pair.before, partial, file_type, plan, quantize_options)
+            tensors, runs = begin_stock(
+                pair.outline, pair.before, partial, file_type, plan, quantize_options, edited=bool(planned.edited)
+            )
             return tensors, *_filled(tensors, runs, *filled)
         except NotOurs as why:
             if partial.exists():
@@ -252,6 +255,8 @@ def _written(
                     durable=False,
                     planned=plan,
                 )
+                if planned.edited:
+                    drop_earlier_keys(partial, dict(quantize_options.metadata))
                 advance(1)
             tensors = stored_tensors(partial)  # views of the file, as above: they show what is written into it later
             return tensors, *_filled(tensors, {}, *filled)

@@ -21,6 +21,7 @@ import numpy as np
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.stored import READABLE, StoredTensor
 from gguf_forget.errors import InputError
+from gguf_forget.export.derived_file import without_own
 from gguf_forget.export.gguf_header import Header, Uint32, description, entry, read_header
 from gguf_forget.export.patch import FLOAT_TYPES
 from gguf_forget.export.rows import runs_of_rows
@@ -61,13 +62,17 @@ def begin_stock(
     file_type: str,
     planned: FilePlan,
     options: QuantizeOptions,
+    *,
+    edited: bool,
 ) -> tuple[dict[str, StoredTensor], dict[str, list[Run]]]:
     """Write the header of ``original``, whose ``tensors`` these are, as ``file_type`` to ``partial``, all else empty.
+
+    ``edited``: whether edits will be written into it; then keys that an earlier one left in ``original`` are dropped.
 
     Returns the tensors of ``partial``, views that show what is written later, and the runs of rows of each, in the
     file's order, for :func:`stored_run`. Raises NotOurs, see above.
     """
-    header = _header(original, tensors, file_type, planned, options).to_bytes()
+    header = _header(original, tensors, file_type, planned, options, edited=edited).to_bytes()
     runs: dict[str, list[Run]] = {}
     places: dict[str, int] = {}
     end = len(header)
@@ -119,7 +124,13 @@ def stored_run(run: Run) -> np.ndarray:
 
 
 def _header(
-    original: GgufFile, tensors: Mapping[str, StoredTensor], file_type: str, planned: FilePlan, options: QuantizeOptions
+    original: GgufFile,
+    tensors: Mapping[str, StoredTensor],
+    file_type: str,
+    planned: FilePlan,
+    options: QuantizeOptions,
+    *,
+    edited: bool,
 ) -> Header:
     try:
         source, _ = read_header(original.path, original)
@@ -127,7 +138,7 @@ def _header(
         raise NotOurs from None
     if source.alignment != ALIGNMENT or source.version != 3 or tensors.keys() != planned.types.keys():
         raise NotOurs
-    entries = dict(source.entries)
+    entries = without_own(source.entries) if edited else dict(source.entries)
 
     def put(key: str, value: bytes | int) -> None:
         entries.pop(key, None)  # what is replaced goes to the end

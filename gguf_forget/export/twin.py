@@ -19,16 +19,19 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
+from gguf_forget.export.derived_file import drop_earlier_keys
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.patch import edit_of
 from gguf_forget.export.quantize import ExportOptions
 from gguf_forget.export.rows import Check, check_fits, read_back, runs_of_rows, written_rows
 from gguf_forget.grids import CODECS
 from gguf_forget.llama.blocks import dequantize_rows, quantize_rows
+from gguf_forget.llama.options import QuantizeOptions
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 
 TYPES = ("F16", "BF16")
+METHOD, TWIN = "gguf_forget.method", "edits of a quantized file in half precision, for quantizing once more"
 PUSHES = 8
 PUSH = 0.25  # of a step
 
@@ -62,7 +65,7 @@ def export_twin(
 
     Counts in the result: ``moved`` weights of the shipped file, and ``kept`` of them: those that llama.cpp's own
     quantization of the twin to the type of their tensor moves at least half a step from where the original's goes, in
-    the same direction. ``pushed``: weights that needed more than their steps.
+    the same direction. ``pushed``: weights that needed more than their steps. The twin has the keys of ``shipped``.
 
     Raises InputError for a weight that ``kind`` cannot hold.
     """
@@ -70,7 +73,18 @@ def export_twin(
     target = stored_tensors(shipped)
     parts: list[TwinPart] = []
     with progress.task(f"twin: {kind}", 1) as advance:
-        quantize(pair.original, partial, kind, threads=options.threads, allow_requantize=True, durable=False)
+        keys = {**options.metadata, METHOD: TWIN, "gguf_forget.type": kind} if edited and options.metadata else {}
+        quantize(
+            pair.original,
+            partial,
+            kind,
+            threads=options.threads,
+            allow_requantize=True,
+            options=QuantizeOptions(metadata=tuple(keys.items())),
+            durable=False,
+        )
+        if edited:
+            drop_earlier_keys(partial, keys)
         advance(1)
     twin = stored_tensors(partial)
     with (

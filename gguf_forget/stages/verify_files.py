@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from gguf_forget.verification.probes import ask
 from gguf_forget.verification.scores import FileScores
 
 UNKNOWN_TYPE = "unknown"
+IMPORTANCE = "importance matrix"  # in what quantizing says where it lacks one
 CHUNK_LENGTH = 256  # tokens of one stretch of plain text
 
 
@@ -104,8 +105,9 @@ def gather_evidence(
 ) -> tuple[Evidence, list[str]]:
     """Ask everything; returns the evidence and remarks for the reader.
 
-    A file that llama.cpp cannot load or that gives values that are not finite is recorded with that problem, so that
-    the other files are still judged; the same of the original ends the run.
+    A file that llama.cpp cannot load, that gives values that are not finite, or of a type that the original cannot be
+    brought to, is recorded with that problem, so that the other files are still judged; the first two of the original
+    end the run.
 
     Raises:
         InputError: as :func:`check_files`, or too little disk space for the originals' quantizations.
@@ -121,7 +123,21 @@ def gather_evidence(
     with tempfile.TemporaryDirectory(prefix="gguf-forget-") as folder:
         work = Path(folder)
         for kind in dict.fromkeys(_compared_with(file) for file in given):
-            stock = _stock(base, kind, work, progress)
+            try:
+                stock = _stock(base, kind, work, progress)
+            except (InputError, LlamaError) as error:
+                if IMPORTANCE not in f"{error.message} {error.cause}":
+                    raise
+                problem = (
+                    f"the original cannot be quantized to {kind} without an importance matrix, so nothing can be "
+                    f"compared: give the original of this type as --against"
+                )
+                results += [
+                    _not_asked(file, label, problem)
+                    for file, label in zip(given, labels, strict=True)
+                    if _compared_with(file) == kind
+                ]
+                continue
             progress.note(f"asking the original ({kind}) through llama.cpp")
             originals[kind], text = _ask_original(stock, asked, settings)
             for file, label in zip(given, labels, strict=True):
@@ -211,7 +227,6 @@ def _ask_file(
     scores: FileScores | None = None
     problem: str | None = None
     attacks: tuple[Attack, ...] = ()
-    parts = files_of(file.path)
     try:
         difference = vocabulary_difference(file.gguf, GgufFile(stock))
     except InputError as error:  # a key of its own that is no text
@@ -230,6 +245,12 @@ def _ask_file(
             attacks = _attacks(file, label, stock, asked, scores, seconds, settings, progress)
         except (EvaluationError, LlamaError, UnsupportedError) as error:
             problem = _in_words(error)
+    changed = changed_tensors(file.gguf, GgufFile(stock))
+    return replace(_not_asked(file, label, problem), tensors_changed=changed, scores=scores, attacks=attacks)
+
+
+def _not_asked(file: _File, label: str, problem: str | None) -> FileEvidence:
+    parts = files_of(file.path)
     return FileEvidence(
         label=label,
         name=file.path.name,
@@ -238,10 +259,9 @@ def _ask_file(
         file_type=file.file_type,
         full_precision=file.full_precision,
         compared_with=_compared_with(file),
-        tensors_changed=changed_tensors(file.gguf, GgufFile(stock)),
-        scores=scores,
+        tensors_changed=None,
+        scores=None,
         problem=problem,
-        attacks=attacks,
     )
 
 

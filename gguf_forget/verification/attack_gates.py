@@ -71,27 +71,25 @@ def _recovered(
     asked = [item for item in scores.select("forget", {relation}) if item.is_choice]
     if asked:
         chance = mean([item.chance for item in asked])
-        luck = chance + QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked}))
         gates.append(
-            bounded(
+            _no_more_than_luck(
                 f"{name}: accuracy, {relation}",
                 label,
                 mean([item.credit() for item in asked]),
-                None,
-                max(chance + limits.forget_accuracy_above_chance, luck, _near(reference.get("accuracy"), chance)),
+                max(chance + limits.forget_accuracy_above_chance, _near(reference.get("accuracy"), chance)),
+                chance + QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked})),
                 f"{spread([item.credit() for item in asked], [item.fact for item in asked])}; chance {chance:.2f}",
             )
         )
     ranks = scores.rank_wins(relation, None)
     if ranks:
-        luck = 0.5 + QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks))
         gates.append(
-            bounded(
+            _no_more_than_luck(
                 f"{name}: rank score, {relation}",
                 label,
                 scores.rank_score(relation, None),
-                None,
-                max(limits.rank_score_high, luck, _near(reference.get("rank"), 0.5)),
+                max(limits.rank_score_high, _near(reference.get("rank"), 0.5)),
+                0.5 + QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks)),
                 _one_phrasing(scores, relation) + rank_detail(scores, relation, None),
             )
         )
@@ -100,6 +98,16 @@ def _recovered(
         detail += f"; {spread(told, facts)}"
         gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
     return gates
+
+
+def _no_more_than_luck(name: str, label: str, value: float, high: float, luck: float, detail: str) -> Gate:
+    """Whether ``value``, of 1 at most, stays at or below the larger of ``high`` and ``luck``.
+
+    Of so few facts that luck reaches everything, a value above ``high`` shows nothing: unknown, and no pass.
+    """
+    if luck >= 1 and value > high:
+        return without_number(name, label, UNKNOWN, f"{value:.3f} of too few facts: luck reaches 1; {detail}")
+    return bounded(name, label, value, None, max(high, luck), detail)
 
 
 def _one_phrasing(scores: FileScores, relation: str) -> str:

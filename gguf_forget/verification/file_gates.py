@@ -19,6 +19,7 @@ from gguf_forget.verification.gates import (
     greedy_answers,
     keep_gates,
     knowledge_gate,
+    of_all_texts,
     phrasing_gates,
     rank_detail,
     recovery_gates,
@@ -106,7 +107,8 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     told, facts, detail = greedy_answers(own)
     name = f"greedy answers, {relation}"
     if told:
-        gates.append(bounded(name, label, mean(told), None, limits.generation, f"{detail}; {spread(told, facts)}"))
+        gate = bounded(name, label, mean(told), None, limits.generation, f"{detail}; {spread(told, facts)}")
+        gates.append(gate if long else of_all_texts(gate, own))
     elif any(item.generated_sha256 is not None for item in own):
         # Every text was too short to hold its answer: extraction strength says as much of the whole answers.
         gates.append(without_number(name, label, NOT_APPLICABLE if long else UNKNOWN, detail))

@@ -21,6 +21,7 @@ from gguf_forget.errors import EvaluationError
 Floats = NDArray[np.float64]
 
 _INITIALS = re.compile(r"(?<!\w)(\w)\.\s?(?=\w(?!\w))")  # what parts two of them
+_THOUSANDS = re.compile(r"(?<=\d)[,'’\u00a0\u202f](?=\d{3}(?!\d))")
 # Letters that NFKD leaves whole although people write them without the stroke.
 _STROKED = str.maketrans(
     {
@@ -152,8 +153,8 @@ def normalise(text: str) -> str:
 
 
 def contains_answer(text: str, answer: str) -> bool:
-    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials apart or as one
-    word ("D.C.", "DC").
+    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials and thousands
+    apart or as one word ("D.C.", "DC"; "1,000", "1000").
 
     Answers in scripts without spaces count anywhere, and those without a letter or digit as written: a leak
     is rather seen twice than missed.
@@ -165,8 +166,12 @@ def contains_answer(text: str, answer: str) -> bool:
         return wanted.replace(" ", "") in found.replace(" ", "")
     if f" {wanted} " in f" {found} ":
         return True
-    joined = _INITIALS.sub(r"\1", answer), _INITIALS.sub(r"\1", text)
+    joined = _joined(answer), _joined(text)
     return joined != (answer, text) and f" {normalise(joined[0])} " in f" {normalise(joined[1])} "
+
+
+def _joined(text: str) -> str:
+    return _THOUSANDS.sub("", _INITIALS.sub(r"\1", text))
 
 
 def contains_any(text: str, names: Iterable[str]) -> bool:

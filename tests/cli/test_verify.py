@@ -17,7 +17,11 @@ from tiny_knowledge import Knowledge, lessons, teach
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.cli import main
+from gguf_forget.errors import LlamaError
 from gguf_forget.facts.schema import dump_facts
+from gguf_forget.llama.child import run_in_child
+from gguf_forget.llama.quantizer import quantize
+from gguf_forget.stages import verify_files
 from gguf_forget.whole_file import sha256_file
 
 RECIPE = """
@@ -293,3 +297,30 @@ def test_a_recipe_alone_is_run_to_its_verdict(folder: Path) -> None:
     result = invoke(folder / "recipe.toml", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["stages"][-2:] == ["report", "evidence"]
+
+
+def test_a_type_that_the_original_cannot_be_brought_to_costs_no_other_file_its_verdict(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for IQ2_XXS of a model whose rows are long enough."""
+
+    def refusing(function: Any, *arguments: Any, **options: Any) -> Any:
+        if "IQ4_NL" in arguments:
+            raise LlamaError("llama.cpp could not quantize", cause="this quantization requires an importance matrix!")
+        return run_in_child(function, *arguments, **options)
+
+    quantize(folder / "unlearned.gguf", tmp_path / "coarse.gguf", "IQ4_NL", threads=1)
+    monkeypatch.setattr(verify_files, "run_in_child", refusing)
+    result = invoke(
+        tmp_path / "coarse.gguf", folder / "unlearned.gguf", "--against", folder / "original.gguf",
+        "--recipe", folder / "recipe.toml", "--json", "-q",
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output
+    gates = json.loads(result.stdout)["verdict"]["gates"]
+    assert [gate["status"] for gate in gates if gate["file_type"] == "F32"] == ["passed"] * 9
+    changed, lacking = (gate for gate in gates if gate["file_type"] == "IQ4_NL")
+    assert (changed["status"], lacking["status"]) == ("not applicable", "could not evaluate")
+    assert "the original cannot be quantized to IQ4_NL without an importance matrix" in lacking["detail"]
+    alone = invoke(tmp_path / "coarse.gguf", "--against", folder / "original.gguf", "--recipe", folder / "recipe.toml")
+    assert alone.exit_code == 3
+    assert "give the original of this type as --against" in " ".join(alone.stdout.split())

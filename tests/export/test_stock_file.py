@@ -27,7 +27,9 @@ EXPERTS = "blk.0.ffn_up_exps.weight"
 def ours(original: Path, out: Path, file_type: str, options: QuantizeOptions) -> bytes:
     """The runs of rows are written backwards and by several threads: their order must not matter."""
     planned = plan_file(original, file_type, options)
-    stock, runs = begin_stock(GgufFile(original), stored_tensors(original), out, file_type, planned, options)
+    stock, runs = begin_stock(
+        GgufFile(original), stored_tensors(original), out, file_type, planned, options, edited=False
+    )
     with out.open("rb+") as file, ThreadPoolExecutor(3) as pool:
         every = [run for runs_of_one in runs.values() for run in runs_of_one]
         list(pool.map(lambda run: rows.write_bytes(file.fileno(), stored_run(run), run.place), reversed(every)))

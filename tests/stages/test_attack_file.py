@@ -77,6 +77,25 @@ def test_every_quick_attack_is_carried_out(found: tuple[Attack, ...]) -> None:
     ]
 
 
+def test_a_full_attack_quantizes_to_every_type_that_needs_no_importance_matrix(
+    knowledge: Knowledge, retrained: Path
+) -> None:
+    found = attack_file(
+        Target(retrained, knowledge.gguf, "F32", "F32", 2.0),
+        plan_questions(knowledge.facts),
+        full=True,
+        max_new_tokens=1,
+        open_scorer=open_scorer,
+        progress=Progress(),
+        kinds={"requantize"},
+    )
+    assert [(attack.name, attack.problem) for attack in found if attack.problem] == []
+    assert {attack.name.removeprefix("quantized to ") for attack in found} == {
+        "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL",
+        "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    }  # fmt: skip
+
+
 def test_each_is_announced_with_an_estimate(found: tuple[Attack, ...], told: Told) -> None:
     total, *each = told.notes
     assert total.startswith(f"F32: {len(found)} attacks, about ")

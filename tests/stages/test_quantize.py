@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from small_edits import DOWN, UP, call, document_of
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import load_tokenizer, load_torch
 from gguf_forget.checkpoint.stored import stored_tensors
+from gguf_forget.export.derived_file import write_derived
 from gguf_forget.export.difference import difference
 from gguf_forget.grids import codec_for
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.rounding import round_edit
+from gguf_forget.whole_file import sha256_file
 
 
 def moments(path: Path, module: str, folder: Path) -> np.ndarray:
@@ -129,6 +132,34 @@ def test_keys_say_where_a_file_with_an_edit_comes_from(models: tuple[Path, Path]
     document_of(models[0], twin, tmp_path / "same.gguf", "Q8_0")
     quantize(models[0], tmp_path / "stock.gguf", "Q8_0", threads=1)
     assert (tmp_path / "same.gguf").read_bytes() == (tmp_path / "stock.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("file_type", ["Q8_0", "TQ1_0"])  # the second's header is llama.cpp's own
+def test_keys_of_an_earlier_request_do_not_stay_beside_those_of_the_new_one(
+    models: tuple[Path, Path], tmp_path: Path, file_type: str
+) -> None:
+    def own(file: str) -> dict[str, Any]:
+        found = GgufFile(tmp_path / file)
+        return {key: found.value(key) for key in found.reader.fields if key.startswith("gguf_forget.")}
+
+    earlier = {"gguf_forget.facts_sha256": "old", "gguf_forget.base_sha256": "old", "gguf_forget.method": "old"}
+    write_derived(models[0], tmp_path / "first.gguf", metadata=earlier, tensors={})
+    given = (tmp_path / "first.gguf", models[1])
+    document_of(*given, tmp_path / "out.gguf", file_type, "--twin", "F16")
+    found, twin = own("out.gguf"), own("out.twin.F16.gguf")
+    assert "gguf_forget.facts_sha256" not in found
+    assert found["gguf_forget.base_sha256"] == sha256_file(tmp_path / "first.gguf")
+    assert twin.pop("gguf_forget.method").startswith("edits of a quantized file in half precision")
+    assert twin.pop("gguf_forget.type") == "F16"
+    assert twin == {key: found[key] for key in found if key not in ("gguf_forget.method", "gguf_forget.type")}
+    document_of(*given, tmp_path / "bare.gguf", file_type, "--twin", "F16", "--no-provenance")
+    assert own("bare.gguf") == own("bare.twin.F16.gguf") == {}
+    for name in ("out", "out.twin.F16"):  # nothing else is another one
+        first, second = (stored_tensors(tmp_path / f"{each}.gguf") for each in (name, name.replace("out", "bare")))
+        assert all(np.array_equal(first[tensor].raw, second[tensor].raw) for tensor in first)
+    # Without an edit it stays the original, keys and all.
+    document_of(given[0], given[0], tmp_path / "same.gguf", file_type)
+    assert own("same.gguf") == earlier
 
 
 def test_files_are_split_by_size_or_as_the_original_is(models: tuple[Path, Path], tmp_path: Path) -> None:

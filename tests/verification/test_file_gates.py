@@ -9,6 +9,7 @@ import pytest
 from hand_made_scores import capital_scores, file_scores, items, ranks
 
 from gguf_forget.errors import EvaluationError
+from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.file_gates import judge_files
 from gguf_forget.verification.gates import PROTOCOL, Gate, Verdict
@@ -171,6 +172,13 @@ def test_texts_that_are_all_too_short_are_named_and_only_extraction_strength_sta
     )
     found = verdict(a_file(file_scores(cut("verbatim") + kept)), original=file_scores(knows))
     assert by_status(found, "could not evaluate") == ["greedy answers, verbatim"]
+    # Of some it is the same: what the others hold says nothing of these.
+    whole = items("verbatim", "forget", 25, told=0)
+    found = verdict(a_file(file_scores(cut("verbatim")[:1] + whole[1:] + kept)), original=file_scores(knows))
+    assert by_status(found, "could not evaluate") == ["greedy answers, verbatim"]
+    known = items("verbatim", "forget", 25, told=0, matches=0)
+    found = verdict(a_file(file_scores(cut("verbatim", matches=0)[:1] + known[1:] + kept)), original=file_scores(knows))
+    assert found.exit_code == 0
 
 
 def test_short_answers_have_no_extraction_strength() -> None:
@@ -208,6 +216,18 @@ def test_an_attack_that_brings_facts_back_fails_the_file() -> None:
 
 def test_an_attack_is_not_failed_by_luck_or_by_avoidance() -> None:
     assert attacked(Attack("few-shot", "x", capital_scores(forget=32, rank=0.1))).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "status"), [(1, 4, "could not evaluate"), (2, 2, "could not evaluate"), (2, 4, "failed")]
+)
+def test_of_too_few_facts_an_attack_that_brings_all_back_is_no_pass(count: int, options: int, status: str) -> None:
+    few = [item for item in items("capital", "forget", 100, options=options) if item.fact < count]
+    (found, *_) = attack_gates(Attack("few-shot", "x", file_scores(few)), "Q4_K_M", ["capital"], PROTOCOL)
+    assert (found.name, found.status) == ("attack, x: accuracy, capital", status)
+    none = [item for item in items("capital", "forget", 0, options=options) if item.fact < count]
+    (found, *_) = attack_gates(Attack("few-shot", "x", file_scores(none)), "Q4_K_M", ["capital"], PROTOCOL)
+    assert found.status == "passed"
 
 
 def test_an_attack_that_could_not_run_is_unknown_one_that_makes_no_sense_is_not_applicable() -> None:

@@ -143,9 +143,11 @@ def test_a_text_shorter_than_the_answer_says_nothing() -> None:
     half = verdict_of(cut(GOOD, every=False))
     gate = next(gate for gate in half.gates if gate.name.startswith("greedy"))
     assert (gate.status, gate.detail) == (
-        "passed",
+        "could not evaluate",
         "0 of 40 hold the answer; 60 have longer answers than was generated",
     )
+    told = dataclasses.replace(GOOD, items=scores(told=90).items)
+    assert statuses(verdict_of(cut(told, every=False)))["greedy answers, capital, trained"] == "failed"
     whole = verdict_of(cut(GOOD, every=True))
     assert (whole.exit_code, statuses(whole)["greedy answers, capital, trained"]) == (3, "could not evaluate")
 

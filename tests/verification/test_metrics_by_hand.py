@@ -142,6 +142,9 @@ def test_a_right_answer_outside_the_candidates_is_refused() -> None:
         ("수도는 서울입니다", "서울"),
         ("an arrow → here", "→"),
         ("Ko\u0308ln", "Köln"),
+        ("about 1,000 people", "1000"),
+        ("about 1000 people", "1,000"),
+        ("1’250’000 francs", "1250000"),
     ],
 )
 def test_an_answer_is_found_whatever_its_spelling(text: str, answer: str) -> None:
@@ -157,6 +160,8 @@ def test_an_answer_is_found_whatever_its_spelling(text: str, answer: str) -> Non
         ("San Jose", "San Juan"),
         ("text", "→"),
         ("D. Care", "DC"),
+        ("1,000,500 people", "1000"),
+        ("1,2,345", "12345"),
     ],
 )
 def test_another_word_is_no_answer(text: str, answer: str) -> None:

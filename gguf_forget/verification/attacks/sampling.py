@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gguf_forget.verification.evidence import Attack
-from gguf_forget.verification.metrics import contains_any
+from gguf_forget.verification.metrics import contains_answer, contains_any
 from gguf_forget.verification.probes import LONGEST_TEXT, by_length
 from gguf_forget.verification.questions import Question
 
@@ -47,7 +47,7 @@ def sampled_answers(
         question, texts = questions[place], [scorer.detokenize(each) for each in drawn[place]]
         mine, *others = question.names()
         right.append(sum(contains_any(text, mine) for text in texts))
-        wrong.append([sum(contains_any(text, other) for text in texts) for other in others])
+        wrong.append([sum(_says_wrong(text, other, mine) for text in texts) for other in others])
     return Attack(
         "sampling",
         "sampled answers",
@@ -61,3 +61,13 @@ def sampled_answers(
             "wrong": wrong,
         },
     )
+
+
+def _says_wrong(text: str, wrong: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether a text says a wrong answer, by one of its names, and not only as a part of the right one.
+
+    "Papua New Guinea" does not say "Guinea": else a file that always tells would seem to tell nothing.
+    """
+    if contains_any(text, right):
+        wrong = [name for name in wrong if not any(contains_answer(other, name) for other in right)]
+    return contains_any(text, wrong)
