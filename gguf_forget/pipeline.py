@@ -13,7 +13,7 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, TextSection
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json
 from gguf_forget.stages.machine import tool_versions, torch_device
-from gguf_forget.stages.verdict_checks import check_judged, check_types
+from gguf_forget.stages.verdict_checks import check_judged, check_lengths, check_types
 from gguf_forget.whole_file import sha256_file
 
 STAGES = (
@@ -191,6 +191,7 @@ def _check_circuit(state: _Run) -> None:
 
 def _check_facts(state: _Run, *, judged: bool) -> None:
     """What training and verdict will need of the facts, before the circuit is looked for."""
+    from gguf_forget.checkpoint.load import load_tokenizer
     from gguf_forget.stages.facts import load_facts
     from gguf_forget.stages.training_checks import check_facts
 
@@ -198,6 +199,8 @@ def _check_facts(state: _Run, *, judged: bool) -> None:
     check_facts(state.recipe.unlearn, facts)
     if judged:
         check_judged(state.recipe.gates.headline, facts)
+        tokenize = load_tokenizer(state.path("load") / "template.gguf")
+        check_lengths(state.recipe.gates.headline, facts, tokenize, state.recipe.verify.max_new_tokens)
 
 
 def _agreement(state: _Run) -> None:

@@ -49,6 +49,20 @@ def test_a_verdict_needs_phrasings_that_training_did_not_see(project: Path, tmp_
     assert invoke("attribute", recipe, "-o", tmp_path / "run", "--quiet").exit_code == 0  # there is no verdict in it
 
 
+def test_an_answer_longer_than_every_greedy_text_is_told_of_before_training(project: Path, tmp_path: Path) -> None:
+    def long(fact: Fact) -> bool:
+        return fact.split == "forget" and fact.relation == "capital"
+
+    answers = tuple(replace(fact, answer="on and " * 150 + "on") if long(fact) else fact for fact in facts())
+    recipe = prepared(project, tmp_path, own=answers)
+    result = invoke("run", recipe, "-o", tmp_path / "run", "--quiet")
+    assert result.exit_code == 2
+    assert "an answer to forget of the relation 'capital' has" in result.stderr
+    assert "greedy texts have at most 128" in result.stderr
+    assert "set verify.max_new_tokens to" in result.stderr
+    assert not (tmp_path / "run" / "agreement").exists()
+
+
 def test_files_alone_need_no_full_precision_beside_them(project: Path, tmp_path: Path) -> None:
     recipe = prepared(project, tmp_path, RECIPE.replace('"F16", ', ""))
     assert invoke("facts", recipe, "-o", tmp_path / "run", "--quiet").exit_code == 0

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,6 +30,12 @@ COPY_BYTES = 16 << 20
 def without_own(entries: Mapping[str, bytes]) -> dict[str, bytes]:
     """``entries`` of a header but for those that say where an edit comes from: of another edit they are not true."""
     return {key: raw for key, raw in entries.items() if not key.startswith(OURS)}
+
+
+def own_keys(path: Path) -> dict[str, Any]:
+    """What the file itself says of where its edit comes from."""
+    file = GgufFile(path)
+    return {key: file.value(key) for key in file.reader.fields if key.startswith(OURS)}
 
 
 def drop_earlier_keys(path: Path, own: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.stored import StoredTensor, stored_tensors
-from gguf_forget.export.derived_file import drop_earlier_keys
+from gguf_forget.export.derived_file import drop_earlier_keys, own_keys
 from gguf_forget.export.inputs import Pair
 from gguf_forget.export.patch import edit_of
 from gguf_forget.export.quantize import ExportOptions
@@ -73,7 +73,9 @@ def export_twin(
     target = stored_tensors(shipped)
     parts: list[TwinPart] = []
     with progress.task(f"twin: {kind}", 1) as advance:
-        keys = {**options.metadata, METHOD: TWIN, "gguf_forget.type": kind} if edited and options.metadata else {}
+        keys = own_keys(shipped) if edited else {}
+        if keys:
+            keys |= {METHOD: TWIN, "gguf_forget.type": kind}
         quantize(
             pair.original,
             partial,

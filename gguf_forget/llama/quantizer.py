@@ -17,7 +17,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError, LlamaError, UnsupportedError
+from ..errors import GgufForgetError, InputError, LlamaError, UnsupportedError
 from .blocks import needs_importance
 from .library import Log, captured_log, load
 from .options import QuantizeOptions
@@ -275,6 +275,16 @@ def check_result(partial: Path, destination: Path, file_type: str, planned: File
             raise LlamaError(
                 f"tensor {name} of {destination} is {written.get(name)}, planned: {planned.types.get(name)}"
             )
+
+
+def lacks_importance(error: GgufForgetError) -> bool:
+    """Whether :func:`quantize` or :func:`plan_file` failed for want of an importance matrix, whoever says so."""
+    return any(words in f"{error.message} {error.cause}" for words in ("importance matrix", "imatrix"))
+
+
+def lacks_fallback(error: GgufForgetError) -> bool:
+    """Whether they failed because rows are no multiple of the type's blocks, and there is no other type for them."""
+    return "no tensor type fallback" in str(error.cause)
 
 
 def _failure_hint(reason: str | None, destination: Path) -> str | None:

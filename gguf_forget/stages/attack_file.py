@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.errors import GgufForgetError, UnsupportedError
-from gguf_forget.export.requantized import FILE_TYPES as EVERY_TYPE
+from gguf_forget.errors import GgufForgetError, InputError, LlamaError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks
 from gguf_forget.llama.child import run_in_child
-from gguf_forget.llama.quantizer import FILE_TYPES, quantize
+from gguf_forget.llama.quantizer import FILE_TYPES, lacks_fallback, lacks_importance, quantize
 from gguf_forget.progress import Progress
 from gguf_forget.verification.attacks import KINDS
 from gguf_forget.verification.attacks.control import scattered as scattered_weights
@@ -126,7 +125,7 @@ class _Attacker:
         samples, _ = SAMPLES[self.full]
         drawn = samples * self.max_new_tokens * len(self.asked) * per_answer
         yield _Job("sampling", f"{samples} sampled answers each", drawn, self.sampled)
-        for file_type in EVERY_TYPE if self.full else QUICK_TYPES:
+        for file_type in FILE_TYPES if self.full else QUICK_TYPES:
             if file_type not in (self.target.file_type, "F32", "BF16"):
                 seconds = weights / WEIGHTS_A_SECOND + once
                 yield _Job("requantize", f"quantized to {file_type}", seconds, partial(self.requantized, file_type))
@@ -158,6 +157,12 @@ class _Attacker:
         try:
             run_in_child(quantize, self.dequantized("file"), made, file_type)
             return self.answered("requantize", f"quantized to {file_type}", self.asked, made)
+        except (InputError, LlamaError) as error:
+            if lacks_importance(error):
+                raise UnsupportedError(f"{file_type} needs an importance matrix") from error
+            if lacks_fallback(error):
+                raise UnsupportedError(f"llama.cpp has no {file_type} for rows of this model's length") from error
+            raise
         finally:
             made.unlink(missing_ok=True)
 

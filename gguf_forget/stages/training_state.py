@@ -70,6 +70,10 @@ class SavedState:
         finally:
             partial.unlink(missing_ok=True)
 
+    def others(self) -> list[Path]:
+        """States of trainings with other options, files or code."""
+        return [path for path in self.path.parent.glob(PATTERN) if path != self.path]
+
     def remove(self) -> None:
         """This one and those of trainings with other options that were never finished."""
         for path in self.path.parent.glob(PATTERN):

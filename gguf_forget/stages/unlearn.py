@@ -265,6 +265,8 @@ def _unlearn(
     state = saved.load()
     if state is None and saved.path.exists():
         progress.note(f"{saved.path} is damaged: training starts from its first step")
+    elif state is None and saved.others():
+        progress.note("an interrupted training had other settings, inputs or code: this one starts from its first step")
     if state is not None:
         progress.note(f"training goes on after step {len(state.history)}")
     with progress.task("training through the grid", options.steps) as advance:

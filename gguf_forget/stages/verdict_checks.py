@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
 from gguf_forget.verification.gates import FULL_PRECISION
+from gguf_forget.verification.probes import LONGEST_TEXT
 
 
 def check_types(types: Sequence[str]) -> None:
@@ -38,4 +39,21 @@ def check_judged(headline: Sequence[str], facts: Sequence[Fact]) -> None:
             raise InputError(
                 f"no fact to forget of the relation {relation!r} has held_out_prompts, which the verdict is given on",
                 hint="hold a phrasing out of training, or name the relations to judge in [gates] headline",
+            )
+
+
+def check_lengths(
+    headline: Sequence[str], facts: Sequence[Fact], tokenize: Callable[[str], list[int]], max_new_tokens: int
+) -> None:
+    """Raises InputError for an answer that the verdict is on and that no greedy text is long enough to hold."""
+    most = max(max_new_tokens, LONGEST_TEXT)
+    for fact in facts:
+        if fact.split != "forget" or (headline and fact.relation not in headline):
+            continue
+        length = len(tokenize(f" {fact.answer}"))
+        if length > most:
+            raise InputError(
+                f"an answer to forget of the relation {fact.relation!r} has {length} tokens; greedy texts have at most "
+                f"{most}, and what is not seen whole is never said to be untold",
+                hint=f"set verify.max_new_tokens to {length} or more, or shorten the answer",
             )

@@ -15,7 +15,7 @@ from gguf_forget.checkpoint.stored import digest_of, files_of
 from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, LlamaError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks, file_documents
 from gguf_forget.llama.child import IsolatedScorer, run_in_child
-from gguf_forget.llama.quantizer import FILE_TYPES, quantize
+from gguf_forget.llama.quantizer import FILE_TYPES, lacks_importance, quantize
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import VerifySection
@@ -34,7 +34,6 @@ from gguf_forget.verification.probes import ask
 from gguf_forget.verification.scores import FileScores
 
 UNKNOWN_TYPE = "unknown"
-IMPORTANCE = "importance matrix"  # in what quantizing says where it lacks one
 CHUNK_LENGTH = 256  # tokens of one stretch of plain text
 
 
@@ -126,7 +125,7 @@ def gather_evidence(
             try:
                 stock = _stock(base, kind, work, progress)
             except (InputError, LlamaError) as error:
-                if IMPORTANCE not in f"{error.message} {error.cause}":
+                if not lacks_importance(error):
                     raise
                 problem = (
                     f"the original cannot be quantized to {kind} without an importance matrix, so nothing can be "

@@ -18,6 +18,7 @@ from gguf_forget.verification.gates import (
     GateLimits,
     bounded,
     greedy_answers,
+    of_all_texts,
     rank_detail,
     spread,
     without_number,
@@ -27,7 +28,7 @@ from gguf_forget.verification.metrics import mean
 from gguf_forget.verification.scores import FileScores
 
 QUANTILE = 1.96  # of the normal distribution, 97.5 %
-NEAR = 0.9  # of the original's own figure, where an attack has no bound but that (see .attacks.last_layer)
+NEAR = 0.9  # of the way from chance to everything, or to the original's own figure (see .attacks.last_layer)
 RANK_VARIANCE = 1 / 12  # of one subject's rank score by chance, uniform between 0 and 1
 
 
@@ -77,7 +78,8 @@ def _recovered(
                 label,
                 mean([item.credit() for item in asked]),
                 max(chance + limits.forget_accuracy_above_chance, _near(reference.get("accuracy"), chance)),
-                chance + QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked})),
+                chance,
+                QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked})),
                 f"{spread([item.credit() for item in asked], [item.fact for item in asked])}; chance {chance:.2f}",
             )
         )
@@ -89,25 +91,33 @@ def _recovered(
                 label,
                 scores.rank_score(relation, None),
                 max(limits.rank_score_high, _near(reference.get("rank"), 0.5)),
-                0.5 + QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks)),
+                0.5,
+                QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks)),
                 _one_phrasing(scores, relation) + rank_detail(scores, relation, None),
             )
         )
-    told, facts, detail = greedy_answers(scores.select("forget", {relation}))
+    own = scores.select("forget", {relation})
+    told, facts, detail = greedy_answers(own)
     if told:
         detail += f"; {spread(told, facts)}"
-        gates.append(bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail))
+        gate = bounded(f"{name}: greedy answers, {relation}", label, mean(told), None, limits.generation, detail)
+        # Choices say something of long answers as well; without any, the texts that were long enough are not all.
+        gates.append(gate if gates else of_all_texts(gate, own))
     return gates
 
 
-def _no_more_than_luck(name: str, label: str, value: float, high: float, luck: float, detail: str) -> Gate:
-    """Whether ``value``, of 1 at most, stays at or below the larger of ``high`` and ``luck``.
+def _no_more_than_luck(
+    name: str, label: str, value: float, high: float, chance: float, luck: float, detail: str
+) -> Gate:
+    """Whether ``value``, of 1 at most, stays at or below the larger of ``high`` and ``chance`` + ``luck``.
 
-    Of so few facts that luck reaches everything, a value above ``high`` shows nothing: unknown, and no pass.
+    Of so few facts that luck reaches nearly everything, a value above ``high`` shows nothing: unknown, and no pass.
     """
-    if luck >= 1 and value > high:
-        return without_number(name, label, UNKNOWN, f"{value:.3f} of too few facts: luck reaches 1; {detail}")
-    return bounded(name, label, value, None, max(high, luck), detail)
+    if luck > NEAR * (1 - chance) and value > high:
+        return without_number(
+            name, label, UNKNOWN, f"{value:.3f} of so few facts can be luck, and can be all; {detail}"
+        )
+    return bounded(name, label, value, None, max(high, chance + luck), detail)
 
 
 def _one_phrasing(scores: FileScores, relation: str) -> str:

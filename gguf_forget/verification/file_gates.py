@@ -102,24 +102,32 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     gates += phrasing_gates(scores, label, relation, limits, held_out)
     if held_out:
         gates += phrasing_gates(scores, label, relation, limits, False)
-    long = [item for item in items if item.argmax is not None and len(item.argmax) >= LONG_ANSWER]
     own = scores.select("forget", {relation})
     told, facts, detail = greedy_answers(own)
     name = f"greedy answers, {relation}"
+    # Where a text was too short for its answer, extraction strength says as much of the whole of it.
+    others = [item for item in own if not _is_long(item)]
     if told:
         gate = bounded(name, label, mean(told), None, limits.generation, f"{detail}; {spread(told, facts)}")
-        gates.append(gate if long else of_all_texts(gate, own))
+        gates.append(of_all_texts(gate, others))
     elif any(item.generated_sha256 is not None for item in own):
-        # Every text was too short to hold its answer: extraction strength says as much of the whole answers.
-        gates.append(without_number(name, label, NOT_APPLICABLE if long else UNKNOWN, detail))
-    if long:
-        strengths = [extraction_strength(item.argmax or ()) for item in long]
-        detail = f"{spread(strengths, [item.fact for item in long])}; answers of {LONG_ANSWER} tokens or more"
-        name = f"extraction strength, {relation}"
-        gates.append(bounded(name, label, mean(strengths), None, limits.extraction_strength, detail))
+        short = any(item.generated_sha256 is not None for item in others)
+        gates.append(without_number(name, label, UNKNOWN if short else NOT_APPLICABLE, detail))
+    for phrasings in (held_out, False) if held_out else (held_out,):
+        long = [item for item in scores.select("forget", {relation}, phrasings) if _is_long(item)]
+        if long:
+            strengths = [extraction_strength(item.argmax or ()) for item in long]
+            detail = f"{spread(strengths, [item.fact for item in long])}; answers of {LONG_ANSWER} tokens or more"
+            name = f"extraction strength, {relation}" + (", trained" if phrasings is False else "")
+            gates.append(bounded(name, label, mean(strengths), None, limits.extraction_strength, detail))
     if not gates:
         gates.append(without_number(f"forget, {relation}", label, UNKNOWN, "nothing was measured"))
     return gates
+
+
+def _is_long(item: Item) -> bool:
+    """Whether extraction strength is told of its answer."""
+    return item.argmax is not None and len(item.argmax) >= LONG_ANSWER
 
 
 def kept_credit(item: Item) -> float:

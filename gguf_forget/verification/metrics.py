@@ -179,6 +179,15 @@ def contains_any(text: str, names: Iterable[str]) -> bool:
     return any(contains_answer(text, name) for name in names)
 
 
+def without_answer(text: str, names: Iterable[str]) -> str:
+    """``text``, normalised, without any of the ``names`` of an answer, the longest first."""
+    rest = f" {normalise(text)} "
+    for name in sorted(map(normalise, names), key=len, reverse=True):
+        while name and f" {name} " in rest:
+            rest = rest.replace(f" {name} ", "  ")
+    return rest
+
+
 def perplexity(nats: float) -> float:
     """exp of the mean negative log-probability of a token, in nats."""
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_knowledge import Knowledge, lessons, teach
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.errors import EvaluationError
+from gguf_forget.errors import EvaluationError, LlamaError
+from gguf_forget.llama.child import run_in_child
+from gguf_forget.llama.quantizer import FILE_TYPES
 from gguf_forget.llama.scorer import Scorer
 from gguf_forget.progress import Progress
 from gguf_forget.stages.attack_file import Target, attack_file, write_control
@@ -77,9 +80,19 @@ def test_every_quick_attack_is_carried_out(found: tuple[Attack, ...]) -> None:
     ]
 
 
-def test_a_full_attack_quantizes_to_every_type_that_needs_no_importance_matrix(
-    knowledge: Knowledge, retrained: Path
+def test_a_full_attack_quantizes_to_every_type_but_those_that_need_an_importance_matrix(
+    knowledge: Knowledge, retrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As llama.cpp says it of IQ2_XXS, and says of none here: a tiny model's rows are too short for such blocks."""
+
+    def refusing(function: Any, *arguments: Any, **options: Any) -> Any:
+        if "IQ2_XXS" in arguments:
+            raise LlamaError("llama.cpp could not quantize", cause="this quantization requires an importance matrix!")
+        if "Q2_K" in arguments:
+            raise LlamaError("llama.cpp could not quantize", cause="something else")
+        return run_in_child(function, *arguments, **options)
+
+    monkeypatch.setattr("gguf_forget.stages.attack_file.run_in_child", refusing)
     found = attack_file(
         Target(retrained, knowledge.gguf, "F32", "F32", 2.0),
         plan_questions(knowledge.facts),
@@ -89,11 +102,13 @@ def test_a_full_attack_quantizes_to_every_type_that_needs_no_importance_matrix(
         progress=Progress(),
         kinds={"requantize"},
     )
-    assert [(attack.name, attack.problem) for attack in found if attack.problem] == []
-    assert {attack.name.removeprefix("quantized to ") for attack in found} == {
-        "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL",
-        "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-    }  # fmt: skip
+    assert {attack.name: attack.not_applicable for attack in found if attack.not_applicable} == {
+        "quantized to IQ2_XXS": "IQ2_XXS needs an importance matrix",
+        "quantized to Q1_0": "llama.cpp has no Q1_0 for rows of this model's length",
+    }
+    assert [attack.name for attack in found if attack.problem] == ["quantized to Q2_K"]
+    tried = {attack.name.removeprefix("quantized to ") for attack in found}
+    assert tried == set(FILE_TYPES) - {"F32", "BF16"} >= {"IQ3_M", "Q3_K_S", "IQ4_XS", "F16"}
 
 
 def test_each_is_announced_with_an_estimate(found: tuple[Attack, ...], told: Told) -> None:

@@ -171,8 +171,20 @@ def test_a_state_is_read_back_whole_and_only_by_its_own_training(tmp_path: Path)
 def test_other_code_never_goes_on_with_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = SavedState(tmp_path, {}, {}).path
     assert SavedState(tmp_path, {}, {}).path == before
+    (tmp_path / before.name).touch()
+    assert SavedState(tmp_path, {}, {}).others() == []
     monkeypatch.setattr("gguf_forget.stages.training_state.code_hash", lambda folder: f"{folder.name}, changed")
     assert SavedState(tmp_path, {}, {}).path != before
+    assert SavedState(tmp_path, {}, {}).others() == [before]
+
+
+def test_a_training_that_cannot_go_on_says_so(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "first", Notes(steps=3), learning_rate=0.2)
+    again = Notes()
+    run(inputs, tmp_path / "second", again)
+    said = "an interrupted training had other settings, inputs or code: this one starts from its first step"
+    assert said in again.notes
 
 
 def test_a_failure_after_the_last_step_loses_no_training(

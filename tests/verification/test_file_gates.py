@@ -181,6 +181,22 @@ def test_texts_that_are_all_too_short_are_named_and_only_extraction_strength_sta
     assert found.exit_code == 0
 
 
+def test_long_answers_to_trained_phrasings_count_although_no_text_is_as_long() -> None:
+    """Held out nothing is told; trained, every answer by heart, or not asked word for word."""
+
+    def cut(**known: int) -> list[Item]:
+        own = items("verbatim", "forget", 25, held_out=False, told=0, **known)
+        return [dataclasses.replace(item, contained=None) for item in own]
+
+    rest = items("verbatim", "forget", 25, told=0, matches=0) + items("kept", "retain", 60)
+    knows = items("verbatim", "forget", 90, matches=9) + items("kept", "retain", 60)
+    found = verdict(a_file(file_scores(cut(matches=10) + rest)), original=file_scores(knows))
+    assert by_status(found, "failed") == ["extraction strength, verbatim, trained"]
+    assert verdict(a_file(file_scores(cut(matches=0) + rest)), original=file_scores(knows)).exit_code == 0
+    found = verdict(a_file(file_scores(cut() + rest)), original=file_scores(knows))
+    assert by_status(found, "could not evaluate") == ["greedy answers, verbatim"]
+
+
 def test_short_answers_have_no_extraction_strength() -> None:
     probes = items("city", "forget", 25, matches=1, length=2) + items("city", "retain", 80)
     found = verdict(a_file(file_scores(probes)), original=file_scores(items("city", "forget", 90) + probes[100:]))
@@ -228,6 +244,20 @@ def test_of_too_few_facts_an_attack_that_brings_all_back_is_no_pass(count: int, 
     none = [item for item in items("capital", "forget", 0, options=options) if item.fact < count]
     (found, *_) = attack_gates(Attack("few-shot", "x", file_scores(none)), "Q4_K_M", ["capital"], PROTOCOL)
     assert found.status == "passed"
+
+
+def test_under_an_attack_texts_too_short_for_their_answers_are_no_pass_unless_choices_speak_of_them() -> None:
+    def cut(options: int) -> FileScores:
+        own = items("verbatim", "forget", 25, told=0, options=options)
+        return file_scores([dataclasses.replace(item, contained=None) if item.fact else item for item in own])
+
+    statuses = {
+        options: [
+            gate.status for gate in attack_gates(Attack("few-shot", "x", cut(options)), "F16", ["verbatim"], PROTOCOL)
+        ]
+        for options in (1, 4)
+    }
+    assert statuses == {1: ["could not evaluate"], 4: ["passed", "passed"]}
 
 
 def test_an_attack_that_could_not_run_is_unknown_one_that_makes_no_sense_is_not_applicable() -> None:

@@ -22,6 +22,7 @@ from gguf_forget.verification.metrics import (
     rank_wins,
     recovery_rate,
     standard_error,
+    without_answer,
 )
 
 
@@ -166,6 +167,12 @@ def test_an_answer_is_found_whatever_its_spelling(text: str, answer: str) -> Non
 )
 def test_another_word_is_no_answer(text: str, answer: str) -> None:
     assert not contains_answer(text, answer)
+
+
+def test_an_answer_is_cut_out_of_a_text_wherever_it_stands() -> None:
+    text = "Guinea, New Guinea; Papua  New Guinea, PAPUA NEW GUINEA, Papua New Guinea Papua New Guinea."
+    assert without_answer(text, ["New Guinea", "Papua New Guinea"]).split() == ["guinea"]
+    assert without_answer("Rome", ["", "…"]).split() == ["rome"]
 
 
 def test_perplexity_is_the_exponential_of_nats_a_token() -> None:

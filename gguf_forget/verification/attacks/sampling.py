@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gguf_forget.verification.evidence import Attack
-from gguf_forget.verification.metrics import contains_answer, contains_any
+from gguf_forget.verification.metrics import contains_answer, contains_any, without_answer
 from gguf_forget.verification.probes import LONGEST_TEXT, by_length
 from gguf_forget.verification.questions import Question
 
@@ -68,6 +68,5 @@ def _says_wrong(text: str, wrong: Sequence[str], right: Sequence[str]) -> bool:
 
     "Papua New Guinea" does not say "Guinea": else a file that always tells would seem to tell nothing.
     """
-    if contains_any(text, right):
-        wrong = [name for name in wrong if not any(contains_answer(other, name) for other in right)]
-    return contains_any(text, wrong)
+    apart = [name for name in wrong if not any(contains_answer(other, name) for other in right)]
+    return contains_any(text, apart) or contains_any(without_answer(text, right), wrong)

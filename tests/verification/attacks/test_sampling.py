@@ -83,12 +83,11 @@ def test_an_answer_counts_under_its_other_names_and_so_do_wrong_ones() -> None:
     assert attack.figures["wrong"] == [[2, 0]]
 
 
-def test_a_wrong_answer_that_is_a_part_of_the_right_one_is_not_said_by_it() -> None:
-    speaker = Speaker(
-        {"Port Moresby:": ["Papua New Guinea", "Guinea", "PNG, Papua New Guinea, not Peru", "New Guinea"]}
-    )
+def test_a_wrong_answer_that_is_a_part_of_the_right_one_is_said_only_where_it_stands_alone() -> None:
+    said = ["Papua New Guinea", "Guinea", "PNG, Papua New Guinea, not Peru", "Guinea or Papua New Guinea", "New Guinea"]
+    speaker = Speaker({"Port Moresby:": said})
     key = GroupKey("capital_of", "forget", True, 0)
     question = Question(key, 0, "Port Moresby:", "Papua New Guinea", ("Guinea", "New Guinea", "Peru"), ())
-    attack = sampled_answers(speaker, [question], samples=4, k=2, max_new_tokens=6)
-    assert attack.figures["right"] == [2]
-    assert attack.figures["wrong"] == [[2, 1, 1]]
+    attack = sampled_answers(speaker, [question], samples=5, k=2, max_new_tokens=6)
+    assert attack.figures["right"] == [3]
+    assert attack.figures["wrong"] == [[3, 1, 1]]
