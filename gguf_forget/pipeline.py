@@ -361,12 +361,12 @@ def _evidence(state: _Run) -> None:
 
     recipe = state.recipe
     rows = {row: state.path(score_stage(row)) for row in judged_files(recipe)}
-    stages = ("load", "stock", "attribute", "unlearn", "export", "report")
+    stages = ("load", "stock", "facts", "attribute", "unlearn", "export", "report")
 
     def build(out: Path) -> None:
         write_evidence(recipe, {stage: state.path(stage) for stage in stages}, rows, out, state.progress)
 
-    after = (*stages, "facts", *(score_stage(row) for row in rows))
+    after = (*stages, *(score_stage(row) for row in rows))
     state.stage("evidence", build, after=after, recipe=recipe.without_folders())
 
 

@@ -113,7 +113,7 @@ def _judge(
     from gguf_forget.report.file_report import KIND, build_file_report
     from gguf_forget.stages.file_questions import read_questions
     from gguf_forget.stages.machine import tool_versions
-    from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence
+    from gguf_forget.stages.verify_files import check_files, facts_summary, gather_evidence, inputs_of
     from gguf_forget.verification.regressions import baseline_gates
     from gguf_forget.whole_file import check_outputs
 
@@ -130,10 +130,19 @@ def _judge(
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
     if asked.left_out:
         remarks.append(asked.left_out)
-    if earlier is not None and earlier.get("kind") == KIND and earlier.get("facts") != facts_summary(asked):
-        remarks.append("the baseline was asked other facts: what it failed by may be others than these")
+    inputs = inputs_of(original, settings)
+    if earlier is not None and earlier.get("kind") == KIND:
+        if earlier.get("facts") != facts_summary(asked):
+            remarks.append("the baseline was asked other facts: what it failed by may be others than these")
+        if earlier.get("inputs") != inputs:
+            remarks.append("the baseline stood beside another original or text, or does not name them")
     report = build_file_report(
-        evidence, tools=tool_versions(), facts=facts_summary(asked), remarks=remarks, baseline=baseline
+        evidence,
+        tools=tool_versions(),
+        facts=facts_summary(asked),
+        inputs=inputs,
+        remarks=remarks,
+        baseline=baseline,
     )
     try:
         _publish(report, given)

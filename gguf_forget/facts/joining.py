@@ -17,14 +17,15 @@ class JoinedFacts:
     facts: tuple[Fact, ...]
     given_way: tuple[Fact, ...]
 
-    def told(self) -> str | None:
-        """What is left out, in a sentence; None: nothing."""
+    def told(self, *, named: bool = True) -> str | None:
+        """What is left out, in a sentence; None: nothing. ``named``: which is the first, in clear."""
         if not self.given_way:
             return None
         first, count = self.given_way[0], len(self.given_way)
+        which = f"; the first is {first.subject!r}, {first.relation!r}, {first.answer!r}" if named else ""
         return (
             f"{count} kept fact{'s' * (count > 1)} left out, because what is to be forgotten says the same, or is "
-            f"asked in the same words; the first is {first.subject!r}, {first.relation!r}, {first.answer!r}"
+            f"asked in the same words{which}"
         )
 
 

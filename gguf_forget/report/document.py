@@ -175,6 +175,7 @@ def row_of(key: str, document: Mapping[str, Any], headline: Collection[str]) -> 
 
 
 def _accuracy(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    groups = [g for g in groups if g["accuracy"] is not None]  # the others have no options to choose among
     value, n = _pooled(groups, "accuracy", "n"), sum(g["n"] for g in groups)
     # Binomial, items taken as independent; the gates give intervals over facts.
     error = None if value is None else math.sqrt(max(value * (1 - value), 0.0) / n)

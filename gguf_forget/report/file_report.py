@@ -6,6 +6,7 @@ Schema version 1, None (JSON null) for what was not measured::
     kind            "verification of files"
     tools           name -> version
     facts           the probe files: name, hash, rows, questions; never the facts themselves
+    inputs          original: name, bytes, sha256; text: name ("built-in" where none was given), sha256
     remarks         sentences for the reader that no gate judges
     evidence        files, originals, limits, headline: see gguf_forget.verification.evidence; every probe item's
                     text hash, log-probabilities and outcome are in it
@@ -58,6 +59,7 @@ def build_file_report(
     *,
     tools: Mapping[str, str],
     facts: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     remarks: Sequence[str] = (),
     baseline: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def build_file_report(
         "kind": KIND,
         "tools": dict(tools),
         "facts": dict(facts),
+        "inputs": dict(inputs),
         "remarks": list(remarks),
         "evidence": evidence.to_json(),
         "baseline": None if baseline is None else [dict(gate) for gate in baseline],
@@ -152,6 +155,7 @@ def _rows(evidence: Evidence) -> list[dict[str, Any]]:
         document = scores.to_json()
         clozes = {**document, "groups": [group for group in document["groups"] if group["form"] == "cloze"]}
         shown = [group for group in document["groups"] if group["form"] == "choice" and group["split"] == "forget"]
+        shown = [group for group in shown if group["relation"] in headline]
         forget = [g for g in clozes["groups"] if g["split"] == "forget" and g["relation"] in headline]
         rows.append(
             {

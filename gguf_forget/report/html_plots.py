@@ -89,7 +89,7 @@ def by_format(rows: Sequence[Mapping[str, Any]]) -> str | None:
         axes = figure.subplots()
         places = range(len(shown))
         for key, colour, marker, label in (
-            ("forget_held_out", FORGET, "o", "to forget, phrasings never trained"),
+            ("forget_held_out", FORGET, "o", "to forget, held-out phrasings"),
             ("retain_all", RETAIN, "s", "to keep"),
         ):
             values = [

@@ -74,7 +74,7 @@ def _title(report: Mapping[str, Any], of_files: bool) -> str:
 
 
 def _summary(report: Mapping[str, Any], of_files: bool) -> list[str]:
-    lines = ["Every figure was read off the file named, by llama.cpp."]
+    lines = ["Every figure of the tables was read off the file named, by llama.cpp."]
     if not of_files and report["training"]:
         training = report["training"]
         lines.append(

@@ -1,4 +1,4 @@
-"""Facts that a file still tells: those in a greedy answer, and those it picks on every unseen phrasing asked.
+"""Facts that a file still tells: those in a greedy answer, and those it picks on every held-out phrasing asked.
 
 A file that knows nothing picks the right one of four options on every one of k phrasings with probability 0.25 to the
 k, so the number to expect by luck stands beside the list.
@@ -41,8 +41,9 @@ def leaks_of(
         clear: the facts in words, to be told; None: they stay hidden.
 
     Returns:
-        [{relation, facts, expected_by_luck, leaking: [{fact, right, asked, told}]}]; right of asked: unseen phrasings
-        on which the right option was the most probable; told: whether a greedy answer held it, None if none was asked.
+        [{relation, facts, expected_by_luck, leaking: [{fact, right, asked, told}]}]; right of asked: held-out
+        phrasings (where there are none, all) on which the right option was the most probable; told: whether a greedy
+        answer held it, None if none was asked.
     """
     by_relation: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for item in items:
@@ -51,8 +52,11 @@ def leaks_of(
     found = []
     for relation, facts in by_relation.items():
         leaking, luck = [], 0.0
+        # Where nothing is held out, what was asked is all there is.
+        seen = not any(item["held_out"] for asked in facts.values() for item in asked)
         for index, asked in facts.items():
-            choices = [item for item in asked if item["held_out"] and len(item["option_log_probabilities"]) > 1]
+            choices = [item for item in asked if item["held_out"] or seen]
+            choices = [item for item in choices if len(item["option_log_probabilities"]) > 1]
             right = sum(_picked(item) for item in choices)
             answers = [item["contained"] for item in asked if item.get("contained") is not None]
             if choices:

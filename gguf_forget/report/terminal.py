@@ -99,6 +99,8 @@ def not_judged(report: Mapping[str, Any]) -> list[str]:
 def explanation(report: Mapping[str, Any]) -> str:
     """The footer: what the columns are, and what chance would give."""
     first = report["rows"][0] if report["rows"] else {}
+    # Of files that anyone made, nobody but who trained them knows more.
+    held = "as the facts file says" if "kind" in report else "phrasings that no training saw"
     trained, held_out = first.get("forget_trained") or {}, first.get("forget_held_out") or {}
     chance = held_out.get("chance") or trained.get("chance")
     error = held_out.get("standard_error")
@@ -109,7 +111,7 @@ def explanation(report: Mapping[str, Any]) -> str:
         f"Forgotten relations shown: {', '.join(report['headline']) or 'none'}. forget, retain: share of "
         f"questions where the right answer is the most probable of its options "
         f"({'chance ' + format(chance, '.2f') if chance else 'chance unknown'}; {sizes}). "
-        "held out: phrasings that no training saw. rank: how often the right answer beats another "
+        f"held out: {held}. rank: how often the right answer beats another "
         "answer of the relation, priors subtracted (chance 0.50; far below it the answer is avoided, "
         "which tells it too). log p: log-probability of the forgotten answers on held-out phrasings, "
         "nats. greedy answer: share of greedy texts, trained phrasings, that hold the answer. retain: "

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_forget.export.moves import SUFFIX, write_moves
+from gguf_forget.export.moves import SUFFIX, MovesFile, write_moves
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.report.document import content_hash
@@ -41,12 +41,14 @@ def score_name(row: str) -> str:
 def write_evidence(
     recipe: Recipe, folders: Mapping[str, Path], score_folders: Mapping[str, Path], out: Path, progress: Progress
 ) -> None:
-    """Fill ``out``. ``folders``: of the stages load, stock, attribute, unlearn, export and report.
+    """Fill ``out``. ``folders``: of the stages load, stock, facts, attribute, unlearn, export and report.
 
     Raises EvaluationError where a shipped file does not follow from its stock file.
     """
     report = read_json(folders["report"] / REPORT)
     shutil.copyfile(folders["report"] / REPORT, out / REPORT)
+    from gguf_forget.stages.facts import TEXT
+
     resolved = recipe.without_folders()
     write_json_atomically(out / RECIPE, resolved)
     (out / SCORES).mkdir()
@@ -68,6 +70,7 @@ def write_evidence(
         "inputs": {
             "base": {"name": model["source"], "sha256": model["source_sha256"]},
             "facts": {"sha256": report["facts"]["sha256"]},
+            "text": {"sha256": sha256_file(folders["facts"] / TEXT)},
         },
         "circuit": {"sha256": sha256_file(folders["attribute"] / "circuit.safetensors")},
         "edit": {"sha256": sha256_file(folders["unlearn"] / "edit.safetensors")},
@@ -88,6 +91,15 @@ def list_moves(stock: Path, shipped: Path, file_type: str, out: Path) -> dict[st
     about = write_moves(stock, shipped, out / MOVES / f"{file_type}{SUFFIX}")
     moves = sum(entry["moves"] for entry in about.tensors.values())
     return {"stock": dict(about.stock), "shipped": dict(about.shipped), "moves": moves}
+
+
+def moved_between(path: Path) -> tuple[str, str]:
+    """SHA-256 of the stock and of the shipped file that a list of moves is between.
+
+    Raises InputError for a file that is no such list.
+    """
+    about = MovesFile(path).about
+    return str(about.stock["sha256"]), str(about.shipped["sha256"])
 
 
 def seal(out: Path, content: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def read_questions(
     rows_of = {place: read_set(path, split) for place, (split, path) in enumerate(given) if place not in of_facts}
     asked_for = {prompt for fact in facts if fact.split == "forget" for prompt in fact.prompts + fact.held_out_prompts}
     asked_for |= {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
-    left_out = [joined.told()]
+    left_out = [joined.told(named=False)]  # reports tell no fact
     first = len(facts)
     summary = []
     for place, (_, path) in enumerate(given):

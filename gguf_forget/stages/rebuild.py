@@ -66,7 +66,10 @@ def _list_for(stock: Path, folder: Path) -> Path:
     found = sha256_file(stock)
     for kind, digest in known.items():
         if digest == found:
-            return folder / bundle.MOVES / f"{kind}{SUFFIX}"
+            moves = folder / bundle.MOVES / f"{kind}{SUFFIX}"
+            if bundle.moved_between(moves) != (digest, manifest["outputs"][kind]["shipped"]["sha256"]):
+                raise EvaluationError(f"{moves} is of other files than {bundle.MANIFEST} names", hint=CHANGED)
+            return moves
     raise InputError(
         f"{stock} has sha256 {found}, needed one of {', '.join(f'{v} ({k})' for k, v in known.items())}",
         hint="give the stock quantization that was edited: llama.cpp's own file of the original",

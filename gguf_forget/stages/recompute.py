@@ -12,6 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from gguf_forget.errors import EvaluationError, InputError
+from gguf_forget.export.moves import SUFFIX
 from gguf_forget.report.document import build_report, content_hash
 from gguf_forget.report.file_report import KIND as FILES_KIND
 from gguf_forget.report.file_report import recompute_verdict
@@ -161,13 +162,19 @@ def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:
             headline=report["recipe"]["gates"]["headline"] or None,
         )
         written = {kind: record["sha256"] for kind, record in report["export"].items()}
-        shipped = {kind: record["shipped"]["sha256"] for kind, record in manifest["outputs"].items()}
+        outputs = manifest["outputs"]
+        shipped = {kind: record["shipped"]["sha256"] for kind, record in outputs.items()}
         pairs = {
             "verdict": (report["verdict"], again["verdict"]),
             "rows": (report["rows"], again["rows"]),
             "not_judged": (report["not_judged"], again["not_judged"]),
             "headline": (report["headline"], again["headline"]),
             "export": (written, shipped),
+            "types": (sorted(report["recipe"]["export"]["types"]), sorted(written)),
+            "moves": (
+                {kind: (record["stock"]["sha256"], record["shipped"]["sha256"]) for kind, record in outputs.items()},
+                {kind: bundle.moved_between(folder / bundle.MOVES / f"{kind}{SUFFIX}") for kind in outputs},
+            ),
             "report_sha256": (report["sha256"], manifest["report_sha256"]),
             "scores": (
                 sorted(f"{bundle.SCORES}/{bundle.score_name(row)}" for row in scores),
@@ -179,7 +186,7 @@ def _of_run(folder: Path) -> tuple[Verdict, dict[str, Any]]:
             "facts": (report["facts"]["sha256"], manifest["inputs"]["facts"]["sha256"]),
             "leaks": (
                 _counts(report["leaks"]),
-                _counts({row: leaks_of(scores[row].to_json()["items"]) for row in report["leaks"]}),
+                _counts({row: leaks_of(scores[row].to_json()["items"]) for row in map("unlearned/{}".format, written)}),
             ),
         }
     except MALFORMED as error:

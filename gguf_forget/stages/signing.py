@@ -33,7 +33,7 @@ def sign(folder: Path, private_key: Path) -> dict[str, Any]:
         config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     except Exception as error:  # a key is foreign input, and the libraries have many types of errors for it
         raise _bad_key("private", private_key, error) from error
-    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[SIGNATURE]))
+    config.set_hashing_config(_every_file(hashing))
     with tempfile.TemporaryDirectory() as elsewhere:
         made = Path(elsewhere) / SIGNATURE
         try:
@@ -51,13 +51,14 @@ def check_signature(folder: Path, public_key: Path) -> dict[str, Any]:
     Raises InputError for a folder without signature or a key that cannot be used, EvaluationError where the signature
     is another key's or of other files.
     """
-    verifying = _library("verifying")
+    verifying, hashing = _library("verifying"), _library("hashing")
     if not (folder / SIGNATURE).is_file():
         raise InputError(f"{folder} holds no {SIGNATURE}", hint=f"gguf-forget sign {folder} --private-key KEY")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # a key is foreign input, and the libraries have many types of errors for it
         raise _bad_key("public", public_key, error) from error
+    config.set_hashing_config(_every_file(hashing))  # else the signature itself says what it leaves out
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:  # a signature is foreign input, and the library names no type
@@ -68,6 +69,11 @@ def check_signature(folder: Path, public_key: Path) -> dict[str, Any]:
         ) from error
     read_manifest(folder, bundle.RUN, bundle.EXPORT)
     return _document(folder)
+
+
+def _every_file(hashing: Any) -> Any:
+    """All files but the signature, those of git as well."""
+    return hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
 
 
 def _library(part: str) -> Any:

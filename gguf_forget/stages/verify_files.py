@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -305,3 +306,18 @@ def _in_words(error: GgufForgetError) -> str:
 
 def facts_summary(asked: Asked) -> Mapping[str, Any]:
     return {"files": list(asked.summary), "questions": len(asked.questions)}
+
+
+def inputs_of(original: Path, settings: Settings) -> dict[str, Any]:
+    """What every file is compared with, by hashes: the original, and the plain text of perplexity and divergence."""
+    parts = files_of(original)
+    documents = file_documents(settings.text, "measure") if settings.text else builtin_documents("measure")
+    text = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+    return {
+        "original": {
+            "name": original.name,
+            "bytes": sum(part.stat().st_size for part in parts),
+            "sha256": digest_of(parts),
+        },
+        "text": {"name": settings.text.name if settings.text else "built-in", "sha256": text},
+    }

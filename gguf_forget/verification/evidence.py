@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gguf_forget.errors import EvaluationError
-from gguf_forget.verification.gates import GateLimits
+from gguf_forget.verification.gates import FULL_PRECISION, GateLimits
 from gguf_forget.verification.scores import FileScores
 
 
@@ -47,6 +47,8 @@ class Attack:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Attack:
         scores = record["scores"]
+        if scores is not None and (record["problem"], record["not_applicable"]) != (None, None):
+            raise EvaluationError(f"the attack {record['name']!r} has scores, and is said to have none")
         return cls(**{**record, "scores": None if scores is None else FileScores.from_json(scores)})
 
 
@@ -85,6 +87,8 @@ class FileEvidence:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> FileEvidence:
         scores = record["scores"]
+        if record["full_precision"] != (record["file_type"] in FULL_PRECISION):
+            raise EvaluationError(f"{record['name']!r} is {record['file_type']}, and its full precision another")
         return cls(
             **{
                 **record,

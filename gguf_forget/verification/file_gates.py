@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.evidence import Evidence, FileEvidence
@@ -36,14 +37,14 @@ LONG_ANSWER = 8  # tokens; of shorter answers the last token follows from the ot
 
 def judge_files(evidence: Evidence) -> Verdict:
     """All gates of all files, and the verdict by :func:`.gates.conclude`."""
-    reference = next((file for file in evidence.files if file.full_precision and file.scores is not None), None)
+    references = [file for file in evidence.files if file.full_precision and file.scores is not None]
     gates: list[Gate] = []
     for file in evidence.files:
-        gates += _file_gates(file, reference, evidence)
+        gates += _file_gates(file, references, evidence)
     return conclude(gates)
 
 
-def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Evidence) -> list[Gate]:
+def _file_gates(file: FileEvidence, references: Sequence[FileEvidence], evidence: Evidence) -> list[Gate]:
     gates = [_change(file)]
     original = evidence.originals.get(file.compared_with)
     if file.problem is not None or file.scores is None:
@@ -55,7 +56,7 @@ def _file_gates(file: FileEvidence, reference: FileEvidence | None, evidence: Ev
         known = None if original is None else forget_gates(original, file.label, relation, evidence.limits)
         gates.append(knowledge_gate(known, file.label, relation))
         gates += forget_gates(file.scores, file.label, relation, evidence.limits)
-        gates += _quantization(file, reference, relation, evidence.limits)
+        gates += _quantization(file, references, relation, evidence.limits)
     gates += keep_gates(file.scores, original, file.label, evidence.limits, kept_credit)
     for attack in file.attacks:
         gates += attack_gates(attack, file.label, relations, evidence.limits)
@@ -148,14 +149,24 @@ def _change(file: FileEvidence) -> Gate:
 
 
 def _quantization(
-    file: FileEvidence, reference: FileEvidence | None, relation: str, limits: GateLimits
+    file: FileEvidence, references: Sequence[FileEvidence], relation: str, limits: GateLimits
 ) -> Sequence[Gate]:
+    """Beside every file of full precision, since none says which it was made from: of each gate the worst is judged."""
     if file.full_precision or file.scores is None:
         return ()
-    if reference is None:
+    if not references:
         reason = "no unlearned file of full precision (F32, F16, BF16) was given to compare with"
         return (without_number(f"PTQ gap, {relation}", file.label, NOT_APPLICABLE, reason),)
-    measured = recovery_gates(file.scores, reference.scores, file.label, relation, limits)
+    beside: list[list[Gate]] = []
+    for reference in references:
+        gates = recovery_gates(file.scores, reference.scores, file.label, relation, limits)
+        if len(references) > 1:
+            gates = [replace(gate, detail=f"beside {reference.label}: {gate.detail}") for gate in gates]
+        beside.append(gates)
+    accuracy, rank = (max(same, key=_worst) for same in zip(*beside, strict=True))
     # A set without candidates has no rank score, in neither file.
-    accuracy, rank = measured
     return [accuracy, rank] if file.scores.rank_wins(relation, True) else [accuracy]
+
+
+def _worst(gate: Gate) -> float:
+    return math.inf if gate.value is None else gate.value

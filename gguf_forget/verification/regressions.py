@@ -80,6 +80,8 @@ def beside_baseline(verdict: Verdict, baseline: Sequence[Mapping[str, Any]]) -> 
     gates = []
     for gate in verdict.gates:
         earlier = before.pop((gate.name, gate.file_type), None)
+        if gate.status == NOT_APPLICABLE and earlier is not None and earlier["status"] in (PASSED, FAILED, KNOWN):
+            gate = replace(gate, status=UNKNOWN, detail=f"judged in the baseline, not applicable now: {gate.detail}")
         if earlier is not None and earlier["status"] in (FAILED, KNOWN) and _no_worse(gate, earlier["value"]):
             gate = replace(gate, status=KNOWN, detail=f"{gate.detail}; {earlier['value']:.3f} in the baseline")
         gates.append(gate)

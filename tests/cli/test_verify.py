@@ -72,7 +72,7 @@ def report(folder: Path, passed: Result) -> Any:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_a_file_that_passes(passed: Result, report: Any) -> None:
+def test_a_file_that_passes(folder: Path, passed: Result, report: Any) -> None:
     assert passed.exit_code == 0, passed.output
     assert passed.stdout.startswith("FORGOTTEN: all 9 gates hold on the shipped F32.")
     assert "asking F32 through llama.cpp" in passed.stderr
@@ -80,6 +80,10 @@ def test_a_file_that_passes(passed: Result, report: Any) -> None:
     assert report["facts"]["files"][0]["rows"] == 24
     assert report["evidence"]["limits"]["rank_score_high"] == 0.75
     assert "Through" not in json.dumps(report)  # the questions are hashed, not told again
+    original = folder / "original.gguf"
+    about = {"name": "original.gguf", "bytes": original.stat().st_size, "sha256": sha256_file(original)}
+    assert report["inputs"]["original"] == about
+    assert report["inputs"]["text"]["name"] == "built-in"
 
 
 def test_the_gates_as_junit_xml(folder: Path, passed: Result) -> None:
@@ -121,6 +125,11 @@ def test_json_and_a_baseline(folder: Path, report: Any) -> None:
     document["facts"]["files"][0]["sha256"] = "0" * 64
     (folder / "others.json").write_text(json.dumps(document))
     assert said in " ".join(invoke(*arguments, "--baseline", folder / "others.json", "-q").stdout.split())
+    beside = "the baseline stood beside another original or text"
+    assert beside not in " ".join(again.stdout.split())
+    document["inputs"]["text"]["sha256"] = "0" * 64
+    (folder / "others.json").write_text(json.dumps(document))
+    assert beside in " ".join(invoke(*arguments, "--baseline", folder / "others.json", "-q").stdout.split())
     assert again.stdout.startswith("NO REGRESSION: 5 of 9 gates fail as they did before")
 
 

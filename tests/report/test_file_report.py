@@ -53,9 +53,12 @@ def evidence(**scores: int) -> Evidence:
 
 
 def report(found: Evidence | None = None, **options: object) -> dict:
-    made = build_file_report(
-        found or evidence(), tools={"gguf_forget": "0"}, facts={"files": [], "questions": 200}, **options
-    )
+    inputs = {
+        "original": {"name": "original.gguf", "bytes": 9, "sha256": "a" * 64},
+        "text": {"name": "built-in", "sha256": "b" * 64},
+    }
+    facts = {"files": [], "questions": 200}
+    made = build_file_report(found or evidence(), tools={"gguf_forget": "0"}, facts=facts, inputs=inputs, **options)
     return json.loads(json.dumps(made, allow_nan=False))
 
 
@@ -168,3 +171,34 @@ def test_the_page_for_a_person() -> None:
     assert "the same questions, the file: capital accuracy 0.500, rank score 0.500" in lines
     assert "new head on layer 15 of 30, not gated: capital accuracy 0.500, rank 0.610" in " ".join(text.split())
     assert "truth\n" not in text  # a column that nothing was measured for is left out
+
+
+def test_a_file_that_only_says_it_is_of_full_precision_cannot_be_recomputed() -> None:
+    document = report()
+    document["evidence"]["files"][0]["full_precision"] = True
+    with pytest.raises(EvaluationError, match=r"'mine\.gguf' is Q4_K_M, and its full precision another"):
+        recompute_verdict(document)
+
+
+def test_an_attack_that_has_scores_is_not_said_to_have_none() -> None:
+    document = report()
+    attack = next(each for each in document["evidence"]["files"][0]["attacks"] if each["scores"] is not None)
+    attack["not_applicable"] = "no template"
+    with pytest.raises(EvaluationError, match="has scores, and is said to have none"):
+        recompute_verdict(document)
+
+
+def test_questions_without_options_are_no_part_of_an_accuracy_s_n_and_options_follow_the_headline() -> None:
+    choices = (
+        items("a", "forget", 25) + items("a", "forget", 25, form="choice") + items("b", "forget", 90, form="choice")
+    )
+    scores = file_scores(choices + items("kept", "retain", 60) + items("free", "retain", 0, options=1))
+    file = FileEvidence("Q8_0", "mine.gguf", "ab", 9, "Q8_0", False, "Q8_0", 7, scores)
+    (_, row) = report(Evidence((file,), {"Q8_0": KNOWS}, PROTOCOL, ("a",)))["rows"]
+    assert row["retain_all"]["n"] == 100
+    assert row["retain_all"]["standard_error"] == pytest.approx((0.6 * 0.4 / 100) ** 0.5)
+    assert row["choice"] == 0.25
+
+
+def test_the_report_names_what_the_files_stand_beside() -> None:
+    assert report()["inputs"]["text"] == {"name": "built-in", "sha256": "b" * 64}

@@ -39,6 +39,14 @@ def test_right_every_time_or_told_is_a_leak() -> None:
     ]
 
 
+def test_where_no_phrasing_is_held_out_all_that_were_asked_count() -> None:
+    (found,) = leaks_of(
+        [item(0, RIGHT, held_out=False), item(0, RIGHT, held_out=False), item(1, WRONG, held_out=False)]
+    )
+    assert found["expected_by_luck"] == pytest.approx(1 / 16 + 1 / 4)
+    assert [(leak["right"], leak["asked"]) for leak in found["leaking"]] == [(2, 2)]
+
+
 def test_names_and_words_go_by_the_index_of_the_fact() -> None:
     (found,) = leaks_of([item(1, RIGHT)], ["a", "b"], ["first", "second"])
     assert found["leaking"] == [{"fact": "b", "right": 1, "asked": 1, "told": None, "clear": "second"}]

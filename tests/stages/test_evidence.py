@@ -163,6 +163,8 @@ def test_a_changed_item_is_found(run: Path) -> None:
         (lambda report: report["model"].update(source_sha256="0" * 64), "base"),
         (lambda report: report["recipe"]["gates"].update(rank_score_high=0.9), "verdict"),
         (lambda report: report["leaks"]["unlearned/F16"][0].update(leaking=[], facts=1), "leaks"),
+        (lambda report: report["leaks"].clear(), "leaks"),
+        (lambda report: report["recipe"]["export"]["types"].remove("Q8_0"), "types"),
         (lambda report: report["rows"].pop(), "scores"),
         (lambda report: report.pop("rows"), "malformed"),
     ],
@@ -181,6 +183,7 @@ def test_a_covered_change_of_the_report_is_found(run: Path, change: Callable[[An
     ("name", "change", "named"),
     [
         ("evidence.json", lambda manifest: manifest.update(verdict="FORGOTTEN: all gates hold."), "sentence"),
+        ("evidence.json", lambda manifest: manifest["outputs"]["Q8_0"]["stock"].update(sha256="0" * 64), "moves"),
         ("recipe.json", lambda recipe: recipe["unlearn"].update(steps=99), "recipe"),
         ("recipe.json", lambda recipe: recipe.pop("gates"), "malformed"),
     ],

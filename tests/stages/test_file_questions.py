@@ -80,10 +80,12 @@ def test_facts_files_are_asked_as_one(tmp_path: Path) -> None:
         ("first.jsonl", 2, 4),
         ("second.jsonl", 2, 4),
     ]
-    # What one file forgets, another cannot keep; what is equal is asked once.
+    # What one file forgets, another cannot keep; what is equal is asked once; and no report tells which.
     again = read_questions([first, first], [own_facts(tmp_path / "kept.jsonl", "retain")], OPTIONS, limit=None)
     assert {question.key.split for question in again.questions} == {"forget"}
     assert [each["questions"] for each in again.summary] == [4, 0, 0]
+    said = "2 kept facts left out, because what is to be forgotten says the same, or is asked in the same words"
+    assert again.left_out == said
 
 
 def test_a_set_that_forgets_a_relation_of_a_facts_file_is_refused(tmp_path: Path) -> None:

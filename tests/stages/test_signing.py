@@ -77,6 +77,12 @@ def test_files_added_or_taken_away_are_found(evidence: Path) -> None:
     assert check(evidence).exit_code == 3
     (evidence / "more").unlink()
     assert check(evidence).exit_code == 0
+    for name in (".gitattributes", ".git/hooks/post-checkout"):  # which the library leaves out unless told not to
+        path = evidence / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("more")
+        assert check(evidence).exit_code == 3
+        path.unlink()
     (evidence / "moves" / "Q8_0.moves.npz").unlink()
     assert check(evidence).exit_code == 3
 

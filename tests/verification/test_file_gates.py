@@ -120,6 +120,21 @@ def test_the_ptq_gap_is_taken_where_a_full_precision_file_is_among_the_files() -
     assert gate(found, "PTQ gap, accuracy, capital").value == pytest.approx(0.03)
 
 
+def test_of_several_files_of_full_precision_the_order_decides_nothing() -> None:
+    """Which one a quantized file was made from nobody says: the gap is that to the one it gains most on."""
+    one = a_file(capital_scores(forget=29), label="F16")
+    other = dataclasses.replace(
+        a_file(capital_scores(forget=20)), label="other.F16", file_type="F16", full_precision=True
+    )
+    coarse = a_file(capital_scores(forget=30))
+    for files in ((one, other, coarse), (other, one, coarse), (coarse, other, one)):
+        found = verdict(*files)
+        gap = gate(found, "PTQ gap, accuracy, capital")
+        assert (gap.status, gap.value) == ("failed", pytest.approx(0.10))
+        assert gap.detail.startswith("beside other.F16: ")
+        assert gate(found, "PTQ gap, rank score, capital").status == "passed"
+
+
 def test_without_held_out_phrasings_all_that_were_asked_count() -> None:
     probes = items("capital", "forget", 40, held_out=False) + items("capital", "retain", 80)
     scores = file_scores(probes, (ranks("capital", 0.7, held_out=False),))

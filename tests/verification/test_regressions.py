@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gguf_forget.errors import InputError
-from gguf_forget.verification.gates import Verdict, bounded, conclude
+from gguf_forget.verification.gates import NOT_APPLICABLE, Verdict, bounded, conclude, without_number
 from gguf_forget.verification.regressions import baseline_gates, beside_baseline
 
 
@@ -56,6 +56,15 @@ def test_a_gate_of_the_baseline_that_was_not_judged_is_unknown() -> None:
     found = beside(verdict(a=0.1), verdict(a=0.1, b=0.1))
     assert (found.status, found.exit_code) == ("could not evaluate", 3)
     assert found.gates[-1].detail == "judged in the baseline, not asked this time"
+
+
+def test_a_gate_of_the_baseline_that_is_not_applicable_now_is_unknown() -> None:
+    now = conclude([*verdict(a=0.1).gates, without_number("b", "Q8_0", NOT_APPLICABLE, "texts too short")])
+    for earlier in (0.1, 0.5):
+        found = beside(now, verdict(a=0.1, b=earlier))
+        assert (found.status, found.exit_code) == ("could not evaluate", 3)
+        assert found.gates[-1].detail == "judged in the baseline, not applicable now: texts too short"
+    assert beside(now, now).exit_code == 0
 
 
 def test_what_cannot_be_evaluated_is_no_pass_whatever_the_baseline() -> None:
