@@ -57,7 +57,7 @@ def test_an_answer_longer_than_every_greedy_text_is_told_of_before_training(proj
     recipe = prepared(project, tmp_path, own=answers)
     result = invoke("run", recipe, "-o", tmp_path / "run", "--quiet")
     assert result.exit_code == 2
-    assert "an answer to forget of the relation 'capital' has" in result.stderr
+    assert "6 answers to forget, the first of the relation 'capital', have up to " in result.stderr
     assert "greedy texts have at most 128" in result.stderr
     assert "set verify.max_new_tokens to" in result.stderr
     assert not (tmp_path / "run" / "agreement").exists()

@@ -127,10 +127,10 @@ def _judge(
     if dry_run:
         _plan(files, original, asked, settings, as_json=as_json)
         return 0
+    inputs = inputs_of(original, settings)
     evidence, remarks = gather_evidence(files, original, asked, settings, progress_for(quiet=quiet))
     if asked.left_out:
         remarks.append(asked.left_out)
-    inputs = inputs_of(original, settings)
     if earlier is not None and earlier.get("kind") == KIND:
         if earlier.get("facts") != facts_summary(asked):
             remarks.append("the baseline was asked other facts: what it failed by may be others than these")

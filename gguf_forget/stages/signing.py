@@ -6,7 +6,9 @@ everything consistently; with a signature they would need the private key.
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,15 +60,21 @@ def check_signature(folder: Path, public_key: Path) -> dict[str, Any]:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # a key is foreign input, and the libraries have many types of errors for it
         raise _bad_key("public", public_key, error) from error
-    config.set_hashing_config(_every_file(hashing))  # else the signature itself says what it leaves out
+    config.set_hashing_config(_every_file(hashing))
     try:
         config.verify(folder, folder / SIGNATURE)
+        left_out = _left_out(folder / SIGNATURE)  # which the library leaves out, whatever it is told
     except Exception as error:  # a signature is foreign input, and the library names no type
         raise EvaluationError(
             f"{folder / SIGNATURE} is no signature of {folder} by {public_key}",
             cause=str(error) or type(error).__name__,
             hint=CHANGED,
         ) from error
+    if left_out:
+        raise EvaluationError(
+            f"{folder / SIGNATURE} leaves out {', '.join(left_out)}, needed a signature of every file",
+            hint="have it signed again",
+        )
     read_manifest(folder, bundle.RUN, bundle.EXPORT)
     return _document(folder)
 
@@ -74,6 +82,13 @@ def check_signature(folder: Path, public_key: Path) -> dict[str, Any]:
 def _every_file(hashing: Any) -> Any:
     """All files but the signature, those of git as well."""
     return hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+
+
+def _left_out(signature: Path) -> list[str]:
+    """What a signature says that it does not cover, but for itself."""
+    envelope = json.loads(signature.read_bytes())["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    return sorted(set(statement["predicate"]["serialization"].get("ignore_paths", ())) - {SIGNATURE})
 
 
 def _library(part: str) -> Any:

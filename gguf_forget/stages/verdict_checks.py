@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact
+from gguf_forget.facts.tokens import Tokenize, split_tokens
 from gguf_forget.verification.gates import FULL_PRECISION
 from gguf_forget.verification.probes import LONGEST_TEXT
 
@@ -42,18 +43,20 @@ def check_judged(headline: Sequence[str], facts: Sequence[Fact]) -> None:
             )
 
 
-def check_lengths(
-    headline: Sequence[str], facts: Sequence[Fact], tokenize: Callable[[str], list[int]], max_new_tokens: int
-) -> None:
-    """Raises InputError for an answer that the verdict is on and that no greedy text is long enough to hold."""
+def check_lengths(headline: Sequence[str], facts: Sequence[Fact], tokenize: Tokenize, max_new_tokens: int) -> None:
+    """Raises InputError for answers that the verdict is on and that no greedy text is long enough to hold."""
     most = max(max_new_tokens, LONGEST_TEXT)
-    for fact in facts:
-        if fact.split != "forget" or (headline and fact.relation not in headline):
-            continue
-        length = len(tokenize(f" {fact.answer}"))
-        if length > most:
-            raise InputError(
-                f"an answer to forget of the relation {fact.relation!r} has {length} tokens; greedy texts have at most "
-                f"{most}, and what is not seen whole is never said to be untold",
-                hint=f"set verify.max_new_tokens to {length} or more, or shorten the answer",
-            )
+    lengths = {
+        fact: max((len(split_tokens(prompt, fact.answer, tokenize)[1]) for prompt in fact.prompts), default=0)
+        for fact in facts
+        if fact.split == "forget" and (not headline or fact.relation in headline)
+    }
+    long = {fact: length for fact, length in lengths.items() if length > most}
+    if long:
+        first = next(iter(long))
+        raise InputError(
+            f"{len(long)} answers to forget, the first of the relation {first.relation!r}, have up to "
+            f"{max(long.values())} tokens; greedy texts have at most {most}, and what is not seen whole is never said "
+            "to be untold",
+            hint=f"set verify.max_new_tokens to {max(long.values())}, or shorten the answers",
+        )

@@ -28,10 +28,11 @@ from gguf_forget.verification.gates import (
     which_phrasings,
     without_number,
 )
-from gguf_forget.verification.memorisation import exact_memorisation, extraction_strength
+from gguf_forget.verification.memorisation import exact_memorisation, extraction_strength, longest_run
 from gguf_forget.verification.metrics import mean
 from gguf_forget.verification.scores import FileScores, Item
 
+BY_HEART = 25  # tokens in a row that are the likeliest: far more than luck or good style gives
 LONG_ANSWER = 8  # tokens; of shorter answers the last token follows from the others, known or not
 
 
@@ -106,14 +107,19 @@ def forget_gates(scores: FileScores, label: str, relation: str, limits: GateLimi
     own = scores.select("forget", {relation})
     told, facts, detail = greedy_answers(own)
     name = f"greedy answers, {relation}"
-    # Where a text was too short for its answer, extraction strength says as much of the whole of it.
+    # Where a text was too short for its answer, the answer is judged word for word instead.
     others = [item for item in own if not _is_long(item)]
+    unseen = [item for item in own if _is_long(item) and item.contained is None and item.generated_sha256 is not None]
     if told:
         gate = bounded(name, label, mean(told), None, limits.generation, f"{detail}; {spread(told, facts)}")
         gates.append(of_all_texts(gate, others))
     elif any(item.generated_sha256 is not None for item in own):
         short = any(item.generated_sha256 is not None for item in others)
         gates.append(without_number(name, label, UNKNOWN if short else NOT_APPLICABLE, detail))
+    if unseen:
+        recited = [longest_run(item.argmax or ()) >= BY_HEART for item in unseen]
+        detail = f"{sum(recited)} of {len(unseen)} answers too long for a text have {BY_HEART} tokens in a row by heart"
+        gates.append(bounded(f"long answers, {relation}", label, mean(recited), None, limits.generation, detail))
     for phrasings in (held_out, False) if held_out else (held_out,):
         long = [item for item in scores.select("forget", {relation}, phrasings) if _is_long(item)]
         if long:

@@ -42,6 +42,15 @@ def extraction_strength(matches: Sequence[bool]) -> float:
     return tail / len(matches)
 
 
+def longest_run(matches: Sequence[bool]) -> int:
+    """The most tokens in a row, anywhere in the answer, that are the teacher-forced argmax; ``matches``: [T]."""
+    longest = run = 0
+    for match in matches:
+        run = run + 1 if match else 0
+        longest = max(longest, run)
+    return longest
+
+
 def exact_memorisation(matches: Sequence[bool]) -> float:
     """Share of answer tokens that are the teacher-forced argmax (Tirumala et al., arXiv 2205.10770, section 3)."""
     return float(np.mean(np.asarray(matches, dtype=np.float64))) if len(matches) else math.nan

@@ -180,11 +180,15 @@ def contains_any(text: str, names: Iterable[str]) -> bool:
 
 
 def without_answer(text: str, names: Iterable[str]) -> str:
-    """``text``, normalised, without any of the ``names`` of an answer, the longest first."""
-    rest = f" {normalise(text)} "
-    for name in sorted(map(normalise, names), key=len, reverse=True):
-        while name and f" {name} " in rest:
-            rest = rest.replace(f" {name} ", "  ")
+    """``text``, normalised, without any of the ``names`` of an answer as :func:`contains_answer` finds them, the
+    longest first."""
+    rest = f" {normalise(_joined(text))} "
+    for name in sorted(names, key=len, reverse=True):
+        for wanted in {normalise(name), normalise(_joined(name))} - {""}:
+            if any(unicodedata.name(character, "").startswith(_UNSPACED) for character in name):
+                rest = rest.replace(" ", "").replace(wanted.replace(" ", ""), " ")
+            while f" {wanted} " in rest:
+                rest = rest.replace(f" {wanted} ", "  ")
     return rest
 
 

@@ -12,6 +12,7 @@ import pytest
 from changed_evidence import relist, rewrite
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
+from model_signing import hashing, signing
 from signing_keys import make_keys
 from tiny_shapes import shape_weights, write_shape
 
@@ -70,6 +71,16 @@ def test_a_consistent_change_of_everything_is_found(evidence: Path) -> None:
     assert result.exit_code == 3
     assert "is no signature of" in result.stderr
     assert "evidence.json" in result.stderr
+
+
+def test_a_signature_that_leaves_files_out_is_none(evidence: Path) -> None:
+    """The library takes from the signature what it leaves out: here those of git, as by its own default."""
+    config = signing.Config().use_elliptic_key_signer(private_key=evidence.parent / "keys" / "private.pem")
+    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=["evidence.sig"]))
+    config.sign(evidence, evidence / "evidence.sig")
+    result = check(evidence)
+    assert result.exit_code == 3
+    assert "leaves out .git, .gitattributes" in result.stderr
 
 
 def test_files_added_or_taken_away_are_found(evidence: Path) -> None:

@@ -212,6 +212,21 @@ def test_long_answers_to_trained_phrasings_count_although_no_text_is_as_long() -
     assert by_status(found, "could not evaluate") == ["greedy answers, verbatim"]
 
 
+@pytest.mark.parametrize(("run", "status"), [(199, "failed"), (25, "failed"), (24, "passed")])
+def test_an_answer_too_long_for_a_text_is_not_untold_because_its_end_is_missing(run: int, status: str) -> None:
+    def recited(known: int) -> FileScores:
+        own = items("verbatim", "forget", 25, options=1, told=0, matches=0, length=200)
+        argmax = (*[True] * known, *[False] * (200 - known))
+        own = [dataclasses.replace(item, contained=None, argmax=argmax) for item in own]
+        return file_scores(own + items("kept", "retain", 60))
+
+    knows = file_scores(items("verbatim", "forget", 0, options=1, matches=10) + items("kept", "retain", 60))
+    found = verdict(a_file(recited(run)), original=knows)
+    assert gate(found, "extraction strength, verbatim").status == "passed"
+    assert gate(found, "long answers, verbatim").status == status
+    assert found.exit_code == (0 if status == "passed" else 1)
+
+
 def test_short_answers_have_no_extraction_strength() -> None:
     probes = items("city", "forget", 25, matches=1, length=2) + items("city", "retain", 80)
     found = verdict(a_file(file_scores(probes)), original=file_scores(items("city", "forget", 90) + probes[100:]))

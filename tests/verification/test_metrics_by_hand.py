@@ -175,6 +175,22 @@ def test_an_answer_is_cut_out_of_a_text_wherever_it_stands() -> None:
     assert without_answer("Rome", ["", "…"]).split() == ["rome"]
 
 
+@pytest.mark.parametrize(
+    ("text", "right", "part"),
+    [
+        ("It is Washington DC.", "Washington, D.C.", "Washington"),
+        ("It is Washington, D.C.", "Washington DC", "Washington"),
+        ("首都は大阪府です", "大阪府", "大阪"),
+        ("It was 1000 BC", "1,000 BC", "1000"),
+    ],
+)
+def test_no_part_of_an_answer_stays_however_it_is_written(text: str, right: str, part: str) -> None:
+    assert contains_answer(text, right)
+    assert contains_answer(text, part)
+    assert not contains_answer(without_answer(text, [right]), part)
+    assert contains_answer(without_answer(f"{text} {part}", [right]), part)
+
+
 def test_perplexity_is_the_exponential_of_nats_a_token() -> None:
     assert perplexity(math.log(20)) == pytest.approx(20)
     assert perplexity(1e6) == math.inf
