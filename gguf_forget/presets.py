@@ -73,7 +73,8 @@ NEEDS = {
     "capitals": "facts.jsonl: facts to forget and to keep, one a line",
     "wmdp-mcq": "wmdp.json: questions to forget, with choices and answer; mmlu.csv: questions to keep",
     "tofu": "both files as JSONL: question, answer, perturbed_answer (wrong ones; without it, other rows' answers)",
-    "muse-text": "verbmem_forget.json: prompt and gt, to forget; knowmem_retain.json: question and answer, to keep",
+    "muse-text": "verbmem_forget.json: prompt and gt (no longer than verify.max_new_tokens), to forget; "
+    "knowmem_retain.json: question and answer, to keep",
 }
 PLACES = {"model": {"path": "model.gguf"}, "facts": {"path": "facts.jsonl"}}
 
