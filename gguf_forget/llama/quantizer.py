@@ -279,7 +279,7 @@ def check_result(partial: Path, destination: Path, file_type: str, planned: File
 
 def lacks_importance(error: GgufForgetError) -> bool:
     """Whether :func:`quantize` or :func:`plan_file` failed for want of an importance matrix, whoever says so."""
-    return any(words in f"{error.message} {error.cause}" for words in ("importance matrix", "imatrix"))
+    return "importance matrix" in f"{error.message} {error.cause}"
 
 
 def lacks_fallback(error: GgufForgetError) -> bool:
