@@ -250,12 +250,9 @@ def _ask_file(
 
 
 def _not_asked(file: _File, label: str, problem: str | None) -> FileEvidence:
-    parts = files_of(file.path)
     return FileEvidence(
         label=label,
-        name=file.path.name,
-        sha256=digest_of(parts),
-        bytes=sum(part.stat().st_size for part in parts),
+        **_identity(file.path),
         file_type=file.file_type,
         full_precision=file.full_precision,
         compared_with=_compared_with(file),
@@ -308,16 +305,17 @@ def facts_summary(asked: Asked) -> Mapping[str, Any]:
     return {"files": list(asked.summary), "questions": len(asked.questions)}
 
 
+def _identity(path: Path) -> dict[str, Any]:
+    """Name, bytes and sha256 of a model file, all its parts where it is split."""
+    parts = files_of(path)
+    return {"name": path.name, "bytes": sum(part.stat().st_size for part in parts), "sha256": digest_of(parts)}
+
+
 def inputs_of(original: Path, settings: Settings) -> dict[str, Any]:
     """What every file is compared with, by hashes: the original, and the plain text of perplexity and divergence."""
-    parts = files_of(original)
     documents = file_documents(settings.text, "measure") if settings.text else builtin_documents("measure")
     text = hashlib.sha256("\0".join(documents).encode()).hexdigest()
     return {
-        "original": {
-            "name": original.name,
-            "bytes": sum(part.stat().st_size for part in parts),
-            "sha256": digest_of(parts),
-        },
+        "original": _identity(original),
         "text": {"name": settings.text.name if settings.text else "built-in", "sha256": text},
     }
