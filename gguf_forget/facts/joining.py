@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact, phrasing_faults
+from gguf_forget.words import normalise
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
     them, kept their facts. A kept fact gives way where a forgotten one has its subject, relation and answer (or that
     as an alias), or one of its prompts: to keep what follows a prompt is to keep the forgotten answer to it. Other
     facts about the subject stay, of the same relation, too. Letter case, outer spaces and composed characters do not
-    tell two texts apart.
+    tell two texts apart, nor do accents and punctuation two subjects or answers: an answer counts as told without them.
 
     Raises:
-        InputError: facts of one relation and split with different numbers of phrasings, or a held-out phrasing that
-            another set trains on.
+        InputError: facts of one relation and split with different numbers of phrasings, a held-out phrasing that
+            another set trains on, or a wrong answer of one set that is another name of the right one in another.
     """
     known = {key for facts in sets for fact in facts if fact.split == "forget" for key in _keys(fact)}
     taken: dict[Fact, tuple[Fact, dict[str, None]]] = {}
@@ -60,15 +61,27 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
             f"the facts files do not fit together: {faults[0]} (lines of all files in a row)",
             hint="give facts of one relation and split equally many phrasings in every file, and hold out the same",
         )
+    for fact in joined:
+        both = sorted({*fact.aliases} & {*fact.distractors})
+        if both:
+            raise InputError(
+                f"the facts files do not fit together: {both[0]!r} is a wrong answer beside {fact.answer!r} "
+                f"({fact.subject}, {fact.relation}) in one, and another name of it in another",
+                hint="it is right or wrong: take it out of the distractors, or out of the aliases",
+            )
     return JoinedFacts(joined, tuple(given_way))
 
 
 def _keys(fact: Fact) -> Iterator[tuple[str, ...]]:
     """What makes two facts one: either of these in common."""
     for answer in (fact.answer, *fact.aliases):
-        yield _plain(fact.subject), _plain(fact.relation), _plain(answer)
+        yield _words(fact.subject), _plain(fact.relation), _words(answer)
     for prompt in fact.prompts + fact.held_out_prompts:
         yield (_plain(prompt),)
+
+
+def _words(text: str) -> str:
+    return normalise(text) or _plain(text)  # of signs alone there are no words
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,7 @@
     WMDP, MMLU            question, choices (or A, B, C, D), answer (index or letter)
     TOFU                  question, answer, and for the truth ratio paraphrased_answer, perturbed_answer
     MUSE                  prompt, gt (verbatim) or question, answer (knowledge)
-    plain                 prompt, answer, and as wanted distractors, subject, relation, split
+    plain                 prompt, answer, and as wanted distractors, aliases, subject, relation, split
 
 WMDP: arXiv 2403.03218; MMLU: arXiv 2009.03300; TOFU: arXiv 2401.06121; MUSE: arXiv 2407.06460.
 """
@@ -22,6 +22,8 @@ from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS, character_faults
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
+# Sets from a hub carry the split of their own training, which says nothing here.
+HUB_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "development", "test", "testing", "eval", "all")
 CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 
@@ -37,6 +39,7 @@ class SetItem:
         paraphrase: the right answer in other words, for the truth ratio.
         options_shown: whether it is also asked as a multiple choice with lettered options.
         subject: what the question is about, where the row says so.
+        aliases: other names of the answer, as in a facts file.
     """
 
     relation: str
@@ -48,6 +51,7 @@ class SetItem:
     paraphrase: str | None = None
     options_shown: bool = False
     subject: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 class _Fault(Exception):
@@ -62,6 +66,8 @@ def read_set(path: Path, split: str) -> tuple[SetItem, ...]:
             named by file and line or row.
     """
     rows = read_rows(path)
+    if character_faults(path.stem, "its name"):
+        raise InputError(f"{path} has a name that is no text, and its rows are called so", hint="rename it")
     build = _format(rows[0])
     items: list[SetItem] = []
     faults: list[str] = []
@@ -134,6 +140,11 @@ def _index(answer: Any, choices: tuple[str, ...], *, lettered: bool) -> int:
     if isinstance(answer, bool) or not text:
         raise _Fault(f"answer is {answer!r}, needed an index, a letter or a choice")
     by_text = choices.index(text) if text in choices and not text.isdecimal() else -1
+    if isinstance(answer, str) and text.isdecimal() and text in choices and str(choices.index(text)) != text:
+        raise _Fault(
+            f"answer {answer!r} is the text of choice {LETTERS[choices.index(text)]} and may be meant as an index, "
+            f"needed that as a number or a letter ({LETTERS[choices.index(text)]} for the text)"
+        )
     # Longer numerals than that are no index of ten choices, and Python reads none of thousands of digits.
     numeral = int(text) if text.isdecimal() and len(text) < 4 else -1
     by_letter = LETTERS.find(text) if len(text) == 1 and "A" <= text <= LETTERS[len(choices) - 1] else -1
@@ -152,7 +163,8 @@ def _index(answer: Any, choices: tuple[str, ...], *, lettered: bool) -> int:
 
 def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
     question, answer = _word(values, "question"), _word(values, "answer").strip()
-    wrong = _wrong(values, "perturbed_answer")
+    _check_known(values)
+    wrong = _others(values, "perturbed_answer")
     return SetItem(
         relation=_group(values, name),
         split=split,
@@ -162,6 +174,7 @@ def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
         distractors=tuple(text for text in wrong if text != answer),
         paraphrase=_optional(values, "paraphrased_answer"),
         subject=_optional(values, "subject"),
+        aliases=_others(values, "aliases"),
     )
 
 
@@ -172,9 +185,13 @@ def _verbatim(values: dict[str, Any], name: str, split: str) -> SetItem:
 
 def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
     prompt, answer = _word(values, "prompt"), _word(values, "answer").strip()
-    wrong = _wrong(values, "distractors")
+    _check_known(values)
+    wrong, aliases = _others(values, "distractors"), _others(values, "aliases")
     if answer in wrong:
         raise _Fault(f"the answer {answer!r} is among its own distractors")
+    both = sorted({*aliases} & {*wrong})
+    if both:
+        raise _Fault(f"{both[0]!r} is both an alias and a distractor")
     return SetItem(
         relation=_group(values, name),
         split=split,
@@ -184,13 +201,25 @@ def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
         distractors=wrong,
         paraphrase=_optional(values, "paraphrase"),
         subject=_optional(values, "subject"),
+        aliases=aliases,
     )
 
 
+def _check_known(values: dict[str, Any]) -> None:
+    """A key of a facts file that no row of a set has would be left out without a word."""
+    for key in ("prompts", "held_out_prompts"):
+        if values.get(key):
+            raise _Fault(f"{key} belongs to a facts file, needed one: JSONL, each line with {key}")
+
+
 def _split(values: dict[str, Any], default: str) -> str:
-    split = values.get("split", default)
-    # Sets from a hub carry the split of their own training ("test", "validation"), which says nothing here.
-    return split if split in SPLITS else default
+    given = values.get("split") or default
+    split = given.strip().casefold() if isinstance(given, str) else given
+    if split in SPLITS:
+        return str(split)
+    if split not in HUB_SPLITS:
+        raise _Fault(f"split is {given!r}, needed {' or '.join(SPLITS)}, or none")
+    return default
 
 
 def _group(values: dict[str, Any], name: str) -> str:
@@ -221,8 +250,8 @@ def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(_readable(key, text) for text in value)
 
 
-def _wrong(values: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Wrong answers, each once; none where the row has no ``key``."""
+def _others(values: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Other answers or names, each once; none where the row has no ``key``."""
     texts = () if values.get(key) is None else _words(values, key)
     return tuple(dict.fromkeys(text.strip() for text in texts))
 

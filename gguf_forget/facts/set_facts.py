@@ -5,6 +5,8 @@ multiple choice   the options are shown, the letter is the answer. What varies i
 question, answer  the question in other frames; it is the subject. Wrong answers are the row's own, or others'.
 text              the passage up to the answer, held out its second half alone, which is the subject. Wrong answers are
                   how other passages go on.
+
+A row of the last two that names its subject keeps it, so that it is told from others' as in a facts file.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
         )
     if item.prompt == QUESTION.format(item.question):
         *trained, held_out = (frame.format(item.question.strip()) for frame in QUESTION_FRAMES)
-        return Fact(item.question.strip(), item.relation, item.answer, wrong, item.split, tuple(trained), (held_out,))
+        subject = item.subject or item.question.strip()
+        return Fact(subject, item.relation, item.answer, wrong, item.split, tuple(trained), (held_out,), item.aliases)
     whole = item.prompt.rstrip()
     words = whole.split(" ")
     half = " ".join(words[len(words) // 2 :]).lstrip()
@@ -76,7 +79,8 @@ def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
             f"{path}: the prompt {whole!r} has one word, needed two: its second half is asked held out",
             hint="give longer prompts, or a facts file with held_out_prompts",
         )
-    return Fact(half, item.relation, item.answer, wrong, item.split, (whole,), (half,))
+    subject = item.subject or half
+    return Fact(subject, item.relation, item.answer, wrong, item.split, (whole,), (half,), item.aliases)
 
 
 def _choice(item: SetItem) -> Fact:
@@ -95,5 +99,5 @@ def _choice(item: SetItem) -> Fact:
 
 
 def _others(item: SetItem, answers: Sequence[str]) -> tuple[str, ...]:
-    other = sorted(set(answers) - {item.answer})
+    other = sorted(set(answers) - {item.answer, *item.aliases})
     return tuple(random.Random(item.prompt).sample(other, min(WRONG_ANSWERS, len(other))))

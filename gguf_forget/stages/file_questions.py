@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -13,11 +14,12 @@ from typing import Any
 from gguf_forget.errors import InputError
 from gguf_forget.facts.joining import join_facts
 from gguf_forget.facts.public_sets import SetItem, read_set
-from gguf_forget.facts.schema import Fact, read_facts
+from gguf_forget.facts.schema import KEYS, SPLITS, Fact, read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
 
 OWN_KEYS = {"prompts", "held_out_prompts", "aliases"}  # only lines of a facts file have these
+FACT_KEYS = {"subject", "answer", "split", "prompt"}  # a line that names all of them is a fact of one phrasing
 RANKED_PHRASINGS = 1  # trained ones; with all candidates after every subject they cost most of the time
 
 
@@ -38,7 +40,7 @@ class Asked:
 def read_questions(
     forget: Sequence[Path], retain: Sequence[Path], options: VerifySection, *, limit: int | None
 ) -> Asked:
-    """Rows that name no split are to forget in ``forget`` and to keep in ``retain``.
+    """Rows that name no split are to be forgotten in ``forget``; all of ``retain`` are to be kept.
 
     Facts files are joined as a run joins them: the answers of all of a relation are each other's candidates, and what
     one file forgets no other keeps. Rows of public sets have no candidates, so that what both forget is refused.
@@ -60,7 +62,7 @@ def read_questions(
     )
     asked = Counter(of_facts[sources[question.fact]] for question in questions)
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
-    rows_of = {place: read_set(path, split) for place, (split, path) in enumerate(given) if place not in of_facts}
+    rows_of = {place: _rows(*each) for place, each in enumerate(given) if place not in of_facts}
     asked_for = {prompt for fact in facts if fact.split == "forget" for prompt in fact.prompts + fact.held_out_prompts}
     asked_for |= {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
     left_out = [joined.told(named=False)]  # reports tell no fact
@@ -105,6 +107,11 @@ def _facts(split: str, path: Path) -> tuple[Fact, ...]:
     return read if split == "forget" else tuple(replace(fact, split="retain") for fact in read)
 
 
+def _rows(split: str, path: Path) -> tuple[SetItem, ...]:
+    read = read_set(path, split)
+    return read if split == "forget" else tuple(replace(item, split="retain") for item in read)
+
+
 def _sources(joined: Sequence[Fact], sets: Sequence[Sequence[Fact]]) -> list[int]:
     """For each joined fact the first of the sets that it is in."""
     first: dict[Fact, int] = {}
@@ -115,15 +122,23 @@ def _sources(joined: Sequence[Fact], sets: Sequence[Sequence[Fact]]) -> list[int
 
 
 def _is_facts_file(path: Path) -> bool:
+    """Whether a line has a key that only facts have, or every line is a fact with one ``prompt``.
+
+    A row of a set may have all keys of such a fact but not need them; as a fact it is asked about with candidates, too.
+    """
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         return False
-    with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    return False
+    whole = []
+    try:
+        with path.open("rb") as file:
+            for line in filter(bytes.strip, file):
+                record = json.loads(line.removeprefix(codecs.BOM_UTF8))
                 if isinstance(record, dict) and OWN_KEYS & record.keys():
                     return True
-    return False
+                fact = isinstance(record, dict) and FACT_KEYS <= record.keys() <= KEYS
+                whole.append(fact and record["split"] in SPLITS)
+    except (ValueError, RecursionError):
+        return False
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", cause=str(error)) from error
+    return bool(whole) and all(whole)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gguf_forget.errors import EvaluationError
-from gguf_forget.verification.metrics import normalise
+from gguf_forget.words import normalise
 
 
 def answer_probability(log_probabilities: ArrayLike) -> float:
@@ -59,7 +59,7 @@ def exact_memorisation(matches: Sequence[bool]) -> float:
 def rouge_l_recall(text: str, reference: str) -> float:
     """Longest common subsequence of words, over the words of the reference (Lin 2004, section 3).
 
-    Words are those of :func:`~gguf_forget.verification.metrics.normalise` (lower case, no accents, no
+    Words are those of :func:`~gguf_forget.words.normalise` (lower case, no accents, no
     punctuation), without stemming. NaN where the reference has no word.
     """
     found, wanted = normalise(text).split(), normalise(reference).split()

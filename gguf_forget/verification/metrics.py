@@ -17,26 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_forget.errors import EvaluationError
+from gguf_forget.words import normalise
 
 Floats = NDArray[np.float64]
 
 _INITIALS = re.compile(r"(?<!\w)(\w)\.\s?(?=\w(?!\w))")  # what parts two of them
 _THOUSANDS = re.compile(r"(?<=\d)[,'’\u00a0\u202f](?=\d{3}(?!\d))")
-# Letters that NFKD leaves whole although people write them without the stroke.
-_STROKED = str.maketrans(
-    {
-        "ł": "l",
-        "ø": "o",
-        "đ": "d",
-        "ð": "d",
-        "ħ": "h",
-        "ŧ": "t",
-        "æ": "ae",
-        "œ": "oe",
-        "þ": "th",
-        "\u0131": "i",
-    }
-)  # the last is the dotless i
+_APOSTROPHES = re.compile(r"(?<=[^\W\d])['`\u2019\u02bb\u02bc](?=[^\W\d])(?!s\b)")  # in a word; a possessive ends one
 # Scripts written without spaces, or with endings glued to a name: a word boundary would hide an answer.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
@@ -144,17 +131,9 @@ def rank_score(scores: ArrayLike, right: ArrayLike, texts: Sequence[str] | None 
     return mean(rank_wins(scores, right, prior_corrected=False, texts=texts))
 
 
-def normalise(text: str) -> str:
-    """Lower-case words without accents, one space between them: NFKD, casefold, the rest dropped."""
-    folded = unicodedata.normalize("NFKD", text.casefold()).casefold().translate(_STROKED)
-    kept = (character for character in folded if unicodedata.category(character) != "Mn")
-    spaced = (c if c.isalnum() or unicodedata.category(c) == "Mc" else " " for c in kept)
-    return " ".join("".join(spaced).split())
-
-
 def contains_answer(text: str, answer: str) -> bool:
-    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials and thousands
-    apart or as one word ("D.C.", "DC"; "1,000", "1000").
+    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials, thousands and
+    what an apostrophe parts asunder or as one word ("D.C.", "DC"; "1,000", "1000"; "Sana'a", "Sanaa").
 
     Answers in scripts without spaces count anywhere, and those without a letter or digit as written: a leak
     is rather seen twice than missed.
@@ -171,7 +150,7 @@ def contains_answer(text: str, answer: str) -> bool:
 
 
 def _joined(text: str) -> str:
-    return _THOUSANDS.sub("", _INITIALS.sub(r"\1", text))
+    return _APOSTROPHES.sub("", _THOUSANDS.sub("", _INITIALS.sub(r"\1", text)))
 
 
 def contains_any(text: str, names: Iterable[str]) -> bool:

@@ -126,8 +126,19 @@ def plan_set(
             item, fact = items[row], first_fact + row
             key = GroupKey(item.relation, item.split, True, 0, form)
             if form == "cloze":
+                names = (item.aliases, *((),) * len(item.distractors)) if item.aliases else ()
                 questions.append(
-                    Question(key, fact, item.prompt, item.answer, item.distractors, (), item.paraphrase, item.subject)
+                    Question(
+                        key,
+                        fact,
+                        item.prompt,
+                        item.answer,
+                        item.distractors,
+                        (),
+                        item.paraphrase,
+                        item.subject,
+                        aliases=names,
+                    )
                 )
             elif item.options_shown:
                 options = [item.answer, *item.distractors]

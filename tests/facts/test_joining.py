@@ -7,6 +7,7 @@ import pytest
 from gguf_forget.errors import InputError
 from gguf_forget.facts.joining import join_facts
 from gguf_forget.facts.schema import Fact
+from gguf_forget.verification.metrics import contains_answer
 
 
 def fact(subject: str, split: str, *prompts: str, relation: str = "capital", answer: str = "a") -> Fact:
@@ -64,6 +65,32 @@ def test_a_kept_fact_gives_way_to_a_forgotten_one_that_says_or_asks_the_same(kep
 def test_composed_and_decomposed_characters_are_the_same() -> None:
     forgotten = fact("C\u00f4te d'Ivoire", "forget", "x")
     assert join_facts([(forgotten, fact("Co\u0302te d'Ivoire", "retain", "y"))]).facts == (forgotten,)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "kept"),
+    [
+        (("Iceland", "Reykjavik"), ("Iceland", "Reykjavík")),
+        (("Chad", "N'Djamena"), ("Chad", "N\u2019Djaména")),
+        (("Côte d'Ivoire", "Abidjan"), ("Cote d\u2019Ivoire", "Abidjan")),
+    ],
+)
+def test_names_that_the_judge_takes_for_one_are_one(forgotten: tuple[str, str], kept: tuple[str, str]) -> None:
+    first, second = fact(forgotten[0], "forget", "x", answer=forgotten[1]), fact(kept[0], "retain", "y", answer=kept[1])
+    assert contains_answer(second.answer, first.answer)
+    assert join_facts([(first,), (second,)]).given_way == (second,)
+
+
+def test_signs_alone_are_told_apart() -> None:
+    both = (fact("+", "forget", "x"), fact("-", "retain", "y"))
+    assert join_facts([both]).facts == both
+
+
+def test_a_wrong_answer_is_no_name_of_the_right_one() -> None:
+    first = replace(fact("Czechia", "forget", answer="Prague"), distractors=("Praha",))
+    second = replace(first, distractors=("Brno",), aliases=("Praha",))
+    with pytest.raises(InputError, match=r"'Praha' is a wrong answer beside 'Prague' \(Czechia, capital\) in one, and"):
+        join_facts([(first,), (second,)])
 
 
 def test_facts_that_differ_in_aliases_alone_are_one_fact_with_all_of_them() -> None:

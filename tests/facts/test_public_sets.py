@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -121,6 +123,12 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, te
         ('{"prompt": "x", "answer": "y\\u0000"}', "answer holds a NUL"),
         ('{"prompt": "x", "answer": "y", "distractors": ["y"]}', "among its own distractors"),
         ('{"prompt": "x", "answer": null}', "answer is None, needed a text"),
+        ('{"prompt": "x", "answer": "y", "split": "keep"}', "split is 'keep', needed forget or retain, or none"),
+        ('{"prompt": "x", "answer": "y", "split": 1}', "split is 1, needed forget or retain"),
+        ('{"prompt": "x", "answer": "y", "held_out_prompts": ["z"]}', "held_out_prompts belongs to a facts file"),
+        ('{"question": "x", "answer": "y", "prompts": ["z"]}', "prompts belongs to a facts file"),
+        ('{"prompt": "x", "answer": "y", "aliases": ["n"], "distractors": ["n"]}', "'n' is both an alias and a"),
+        ('{"question": "x", "choices": ["1", "2", "3"], "answer": "2"}', "answer '2' is the text of choice B and may"),
     ],
 )
 def test_rows_at_fault_are_named(tmp_path: Path, row: str, message: str) -> None:
@@ -133,6 +141,27 @@ def test_rows_at_fault_are_named(tmp_path: Path, row: str, message: str) -> None
 def test_a_choice_may_be_named_by_its_text_a_letter_or_a_numeral(tmp_path: Path) -> None:
     lines = [f'{{"question": "x", "choices": ["p", "q", "r"], "answer": {answer}}}' for answer in ('"r"', '"C"', '"2"')]
     assert [item.answer for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")] == ["r"] * 3
+
+
+def test_a_number_among_numerals_is_an_index_and_a_letter_a_letter(tmp_path: Path) -> None:
+    lines = [f'{{"question": "x", "choices": ["1", "2", "0"], "answer": {answer}}}' for answer in ("2", '"B"', "0")]
+    assert [item.answer for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")] == ["0", "2", "1"]
+    same = '{"question": "x", "choices": ["0", "1"], "answer": "1"}'  # read either way
+    assert read_set(write(tmp_path, "b.jsonl", same), "forget")[0].answer == "1"
+
+
+def test_splits_are_read_whatever_their_case_and_those_of_a_hub_say_nothing(tmp_path: Path) -> None:
+    given = ("Retain", " forget ", "test", "", None)
+    lines = [json.dumps({"prompt": "x", "answer": "y", "split": split}) for split in given]
+    found = [item.split for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")]
+    assert found == ["retain", "forget", "forget", "forget", "forget"]
+
+
+def test_a_name_that_is_no_text_cannot_be_a_relation(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"w\xff.json")
+    path.write_text('[{"prompt": "x", "answer": "y"}]')
+    with pytest.raises(InputError, match="has a name that is no text"):
+        read_set(path, "forget")
 
 
 def test_many_faults_are_counted(tmp_path: Path) -> None:

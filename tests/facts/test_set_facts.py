@@ -9,6 +9,7 @@ import pytest
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.corruption import is_multiple_choice
+from gguf_forget.facts.joining import join_facts
 from gguf_forget.facts.set_facts import is_question_set, read_set_facts
 
 SETS = Path(__file__).parent / "sets"
@@ -73,6 +74,27 @@ def test_a_passage_is_held_out_by_its_second_half(tmp_path: Path) -> None:
     assert (first.prompts, first.held_out_prompts) == (("one two three four five six",), ("four five six",))
     assert (first.subject, first.answer, first.distractors) == ("four five six", "seven eight", ("white",))
     assert second.held_out_prompts == ("green blue",)
+
+
+def test_a_row_keeps_its_subject_and_the_other_names_of_its_answer(tmp_path: Path) -> None:
+    """Or what a row forgets would be trained on by another row that says the same in other words."""
+    rows = [
+        {"prompt": "The capital of France is", "answer": "Paris", "subject": "France", "aliases": ["Lutetia"]},
+        {"prompt": "The seat of the French government is", "answer": "Paris", "subject": "France", "split": "retain"},
+        {"prompt": "The capital of Peru is", "answer": "Lima", "subject": "Peru"},
+        {"prompt": "The capital of Chad is", "answer": "N'Djamena", "subject": "Chad", "split": "retain"},
+        {"prompt": "Chad is ruled from", "answer": "Abéché", "subject": "Chad", "split": "retain"},
+    ]
+    path = tmp_path / "capitals.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    found = read_set_facts(path, "forget")
+    assert [fact.subject for fact in found] == ["France", "France", "Peru", "Chad", "Chad"]
+    assert [fact.aliases for fact in found] == [("Lutetia",), (), (), (), ()]
+    assert join_facts([found]).given_way == (found[1],)
+    question = {"question": "Who rules?", "answer": "Ann", "subject": "Norland", "aliases": ["Anna"]}
+    other = {"question": "Who sings?", "answer": "Bob"}
+    ruler, singer = read_set_facts(written(tmp_path, "people.jsonl", question, other), "forget")
+    assert (ruler.subject, ruler.aliases, singer.subject) == ("Norland", ("Anna",), "Who sings?")
 
 
 def test_facts_files_and_sets_are_told_apart(tmp_path: Path) -> None:

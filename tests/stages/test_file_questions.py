@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gguf_forget.errors import InputError
+from gguf_forget.facts.schema import SPLITS
 from gguf_forget.recipe import VerifySection
 from gguf_forget.stages.file_questions import read_questions
 
@@ -63,9 +64,41 @@ def test_a_facts_file_and_public_sets(tmp_path: Path) -> None:
 
 def test_everything_in_a_retain_file_is_to_be_kept(tmp_path: Path) -> None:
     kept = own_facts(tmp_path / "kept.jsonl")
-    asked = read_questions([SETS / "plain.jsonl"], [kept], OPTIONS, limit=None)
-    splits = {(q.key.split, q.subject) for q in asked.questions if q.key.relation == "capital" and q.fact <= 1}
-    assert splits == {("retain", "Norland"), ("retain", "Southland")}
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"prompt": "the dye is", "answer": "madder", "split": split} for split in SPLITS]))
+    asked = read_questions([SETS / "wmdp.json"], [kept, rows], OPTIONS, limit=None)
+    splits = {(q.key.relation, q.key.split, q.subject) for q in asked.questions if q.key.relation != "wmdp"}
+    assert splits == {("capital", "retain", "Norland"), ("capital", "retain", "Southland"), ("rows", "retain", None)}
+
+
+def test_a_fact_of_one_prompt_is_a_fact_whichever_key_names_it(tmp_path: Path) -> None:
+    """A row of a set has no candidates: a verdict on such rows would lack every rank score."""
+    records = [json.loads(line) for line in (SETS / "plain.jsonl").read_text().splitlines()]
+    for record in records:
+        record |= {"split": "forget"}
+    named = {}
+    for key in ("prompt", "prompts"):
+        for record in records:
+            value = record.pop("prompt", None) or record.pop("prompts")[0]
+            record |= {key: value if key == "prompt" else [value]}
+        path = tmp_path / f"{key}.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        named[key] = read_questions([path], [], OPTIONS, limit=None).questions
+    assert named["prompt"] == named["prompts"]
+    assert [question.candidates for question in named["prompt"]] == [("Ostby", "Sorby")] * 2
+    # Without a split a line is no fact.
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({key: records[0][key] for key in ("subject", "answer")} | {"prompt": "x"})
+    )
+    (row,) = read_questions([tmp_path / "rows.jsonl"], [], OPTIONS, limit=None).questions
+    assert (row.key.relation, row.candidates) == ("rows", ())
+
+
+def test_lines_that_no_parser_reads_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"prompt": ' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.jsonl"):
+        read_questions([path], [], OPTIONS, limit=None)
 
 
 def test_facts_files_are_asked_as_one(tmp_path: Path) -> None:
