@@ -147,16 +147,14 @@ class _Pool:
 
 def _other_question(example: Example, pool: _Pool, generator: random.Random) -> tuple[int, ...] | None:
     """The example's prompt with another question's text of equal token length before the same options."""
-    own, fact = pool.span(example), pool.facts[example.fact]
+    fact = pool.facts[example.fact]
     prompt = fact.prompts[example.phrasing]
     place = subject_characters(prompt, fact.subject)
-    if own is None or place is None:
+    if place is None:
         return None
+    # Some tokenizers read a question's mark and the line's end as one token: nothing is asked of where tokens end.
     partners = pool.others(example)
     for other in generator.sample(partners, len(partners)):
-        span = pool.span(other)
-        if span is None or span[1] - span[0] != own[1] - own[0]:
-            continue
         tokens = pool.tokenize(prompt[: place[0]] + pool.facts[other.fact].subject + prompt[place[1] :])
         if len(tokens) == len(example.prompt):
             return tuple(tokens)

@@ -21,14 +21,21 @@ def subject_tokens(prompt: str, subject: str, tokenize: Tokenize) -> tuple[int, 
     """Token positions [start, stop) of ``subject`` in ``tokenize(prompt)``, a space before it included.
 
     The tokens of the prompt up to the subject, and up to its end, must be how the tokens of the whole prompt begin:
-    only then is the boundary one between tokens. None where it is not.
+    only then is the boundary one between tokens. Where a token holds the subject's last sign and white space after it
+    ("?" and the end of a line), it is the subject's. None where the boundary is none.
     """
     place = subject_characters(prompt, subject)
     if place is None:
         return None
     whole = tokenize(prompt)
     before = tokenize(prompt[: place[0]].rstrip(" "))
-    until = tokenize(prompt[: place[1]])
-    if whole[: len(before)] != before or whole[: len(until)] != until or len(before) >= len(until):
+    if whole[: len(before)] != before:
         return None
-    return len(before), len(until)
+    end = place[1]
+    while True:
+        until = tokenize(prompt[:end])
+        if whole[: len(until)] == until:
+            return (len(before), len(until)) if len(before) < len(until) else None
+        if not prompt[end : end + 1].isspace():
+            return None
+        end += 1

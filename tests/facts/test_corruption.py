@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from gguf_forget.facts.corruption import Pairs, build_pairs, is_multiple_choice
@@ -184,6 +185,29 @@ def test_multiple_choice_puts_another_question_before_the_same_options() -> None
     assert pair.distractors == tuple(sorted(words("B C D")))
     assert found.pairs[3].span == (3, 4)
     assert len(found.pairs[3].stand_ins) == 9
+
+
+def merged(text: str) -> list[int]:
+    """As :func:`words`, with a question's mark and the line's end as one token, as Llama 3's tokenizer reads them."""
+    parts = re.findall(r"\?\n|\n|[^\s?]+|\?", text)
+    return [VOCABULARY.setdefault(part, len(VOCABULARY)) for part in parts]
+
+
+def test_a_question_whose_mark_is_one_token_with_the_line_end_is_exchanged_all_the_same() -> None:
+    facts = tuple(
+        replace(question(text, letter, options), prompts=(f"choose :\n{text}\n{options}\nAnswer:",))
+        for text, letter, options in (
+            ("which gas burns?", "A", "hydrogen neon argon iron"),
+            ("which metal floats?", "A", "lithium gold lead iron"),
+            ("why so?", "B", "rain snow ice fog"),
+        )
+    )
+    examples = encode_facts(facts, merged)
+    found = build_pairs(facts, examples, merged, pool=examples, seed=0)
+    assert found.counts() | {"other_question": 2, "mean_embedding": 1, "unlocated": 0} == found.counts()
+    assert found.pairs[0].corrupted[3:7] == found.pairs[1].clean[3:7]
+    assert found.pairs[0].corrupted[7:] == found.pairs[0].clean[7:]
+    assert found.pairs[2].span == (3, 6)  # the line's end after its mark included
 
 
 def test_what_counts_as_multiple_choice() -> None:
