@@ -12,7 +12,7 @@ from gguf_forget.errors import InputError
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, TextSection
 from gguf_forget.run_directory import RunDirectory, StageResult, read_json
-from gguf_forget.stages.machine import tool_versions, torch_device
+from gguf_forget.stages.machine import PACKAGE, code_hash, tool_versions, torch_device
 from gguf_forget.stages.verdict_checks import check_judged, check_lengths, check_types
 from gguf_forget.whole_file import sha256_file
 
@@ -50,6 +50,7 @@ class _Run:
         self.directory = directory
         self.progress = progress
         self.versions = tool_versions()
+        self.code = code_hash(PACKAGE)
         self.done: dict[str, StageResult] = {}
         self.rebuilt = False
 
@@ -74,11 +75,7 @@ def _discard(_value: object) -> None:
 
 
 def _input_hash(path: Path | None) -> str | None:
-    from gguf_forget.stages.load import directory_hash
-
-    if path is None:
-        return None
-    return directory_hash(path) if path.is_dir() else sha256_file(path)
+    return None if path is None else sha256_file(path)
 
 
 def stages_until(until: str) -> tuple[str, ...]:
@@ -124,10 +121,10 @@ def run(recipe: Recipe, folder: Path, progress: Progress, *, until: str = STAGES
 
 
 def _load(state: _Run) -> None:
-    from gguf_forget.stages.load import load
+    from gguf_forget.stages.load import load, model_hash
 
     model = state.recipe.model.path
-    state.stage("load", lambda out: load(model, out, state.progress), model=_input_hash(model), model_name=model.name)
+    state.stage("load", lambda out: load(model, out, state.progress), model=model_hash(model), model_name=model.name)
 
 
 def _stock(state: _Run) -> None:
@@ -225,22 +222,21 @@ def _attribute(state: _Run) -> None:
 
 
 def _unlearn(state: _Run) -> None:
+    from gguf_forget.stages.training_state import SavedState
     from gguf_forget.stages.unlearn import unlearn
 
     options = state.recipe.unlearn
+    interrupted: list[SavedState] = []
 
     def build(out: Path) -> None:
-        unlearn(
-            state.path("load") / "template.gguf",
-            [state.path("stock") / f"{grid}.gguf" for grid in options.grids],
-            state.path("facts"),
-            state.path("attribute") / "circuit.safetensors",
-            options,
-            out,
-            state.progress,
-        )
+        template = state.path("load") / "template.gguf"
+        stocks = [state.path("stock") / f"{grid}.gguf" for grid in options.grids]
+        circuit = state.path("attribute") / "circuit.safetensors"
+        interrupted.append(unlearn(template, stocks, state.path("facts"), circuit, options, out, state.progress))
 
     state.stage("unlearn", build, after=("load", "stock", "facts", "attribute"), **asdict(options))
+    for saved in interrupted:
+        saved.remove()  # only now does the training lie elsewhere, whole
 
 
 def _provenance(state: _Run) -> dict[str, Any]:
@@ -339,7 +335,8 @@ def _verify(state: _Run) -> None:
             score(file, state.path("facts"), out, state.progress, threads=options.threads, **settings)
 
         digest = state.done[stage].outputs[name]["sha256"]
-        state.stage(score_stage(row), build, after=("facts",), file=digest, **settings)
+        # No verdict of other code is handed on: one version has many commits, and they judge in seconds to minutes.
+        state.stage(score_stage(row), build, after=("facts",), file=digest, code=state.code, **settings)
 
 
 def _report(state: _Run) -> None:
@@ -353,7 +350,7 @@ def _report(state: _Run) -> None:
         report(recipe, {stage: state.path(stage) for stage in stages}, rows, state.versions, out)
 
     after = (*stages, *(score_stage(row) for row in rows))
-    state.stage("report", build, after=after, recipe=recipe.without_folders())
+    state.stage("report", build, after=after, recipe=recipe.without_folders(), code=state.code)
 
 
 def _evidence(state: _Run) -> None:
@@ -367,7 +364,7 @@ def _evidence(state: _Run) -> None:
         write_evidence(recipe, {stage: state.path(stage) for stage in stages}, rows, out, state.progress)
 
     after = (*stages, *(score_stage(row) for row in rows))
-    state.stage("evidence", build, after=after, recipe=recipe.without_folders())
+    state.stage("evidence", build, after=after, recipe=recipe.without_folders(), code=state.code)
 
 
 _BUILDERS: dict[str, Callable[[_Run], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import shutil
@@ -20,8 +21,9 @@ from gguf_forget.export.edit import load_edits
 from gguf_forget.facts.schema import Fact, dump_facts
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import load_recipe
+from gguf_forget.run_directory import RunDirectory
 from gguf_forget.stages import verify as verify_module
-from gguf_forget.stages.unlearn import unlearn
+from gguf_forget.stages.unlearn import EDIT, unlearn
 from gguf_forget.stages.verify import check_agreement
 from gguf_forget.unlearning.scoring import pack
 from gguf_forget.verification.scores import FileScores
@@ -235,6 +237,17 @@ def test_a_fresh_run_gives_the_same_bytes(project: Path, tmp_path: Path) -> None
     assert outputs(tmp_path / "again") == outputs(project / "done")
 
 
+def test_no_verdict_of_other_code_is_handed_on(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(project / "done", run)
+    monkeypatch.setattr("gguf_forget.pipeline.code_hash", lambda *_folders: "that of another commit")
+    result = invoke("run", project / "recipe.toml", "-o", run)
+    said = dict(line.removeprefix("[").split("] ", 1) for line in result.stderr.splitlines() if line.startswith("["))
+    anew = {stage for stage, how in said.items() if how == "done"}
+    assert anew == {stage for stage in said if stage.startswith("score-")} | {"report", "evidence"}
+    assert outputs(run).keys() == outputs(project / "done").keys()
+
+
 @pytest.mark.parametrize(
     ("stage", "place"),
     [
@@ -282,6 +295,33 @@ def test_an_interrupt_anywhere_leaves_a_run_that_ends_the_same(
     assert second.exit_code in (0, 1), second.output
     assert calls > 1
     assert outputs(run) == outputs(project / "done")
+
+
+def test_a_training_that_cannot_be_put_in_its_place_is_not_lost(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = RunDirectory._publish
+
+    def full(directory: RunDirectory, partial: Path, folder: Path) -> None:
+        if folder.name == "unlearn":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(directory, partial, folder)
+
+    recipe = bad(project, **{"[unlearn]": "[unlearn]\nkeep_every = 1"})
+    run = tmp_path / "run"
+    shutil.copytree(project / "done", run)
+    shutil.rmtree(run / "unlearn")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "_publish", full)
+        first = invoke("run", recipe, "-o", run, "--quiet")
+    assert first.exit_code == 2
+    assert "No space left on device" in first.stderr
+    assert len(list(run.glob(".training-*"))) == 1
+    second = invoke("unlearn", recipe, "-o", run)
+    assert second.exit_code == 0, second.output
+    assert "training goes on after step" in second.stderr
+    assert not list(run.glob(".training-*"))
+    assert (run / "unlearn" / EDIT).read_bytes() == (project / "done" / "unlearn" / EDIT).read_bytes()
 
 
 def bad(folder: Path, **changes: str) -> str:

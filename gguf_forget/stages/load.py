@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
 from gguf_forget.checkpoint.load import ModelSummary, load_tokenizer, write_template
+from gguf_forget.checkpoint.stored import digest_of, files_of
 from gguf_forget.errors import InputError
 from gguf_forget.export.derived_names import hub_name
 from gguf_forget.llama.child import IsolatedScorer
@@ -38,13 +39,18 @@ def load(model: Path, out: Path, progress: Progress) -> ModelSummary:
         "schema_version": 1,
         "summary": summary.to_json(),
         "source": model.name,
-        "source_sha256": sha256_file(model) if model.is_file() else directory_hash(model),
+        "source_sha256": model_hash(model),
         "template_sha256": sha256_file(out / TEMPLATE),
         "license": GgufFile(out / TEMPLATE).value("general.license"),
         "base_model": hub_name(out / TEMPLATE),
     }
     write_json_atomically(out / SUMMARY, record)
     return summary
+
+
+def model_hash(path: Path) -> str:
+    """SHA-256 of a GGUF, of all that a split one consists of, whose first ``path`` is, or of a directory's files."""
+    return directory_hash(path) if path.is_dir() else digest_of(files_of(path))
 
 
 def directory_hash(directory: Path) -> str:

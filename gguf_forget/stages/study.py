@@ -45,8 +45,7 @@ from gguf_forget.stages.circuit_evidence import (
     curves,
     faithfulness_and_ablation,
 )
-from gguf_forget.stages.load import directory_hash
-from gguf_forget.whole_file import sha256_file
+from gguf_forget.stages.load import model_hash
 
 PATCHED_PAIRS = 16
 PICTURES = tuple(f"{name}.{ending}" for name in ("scores", "components", "faithfulness") for ending in ("png", "svg"))
@@ -136,7 +135,7 @@ def study(model_path: Path, facts_path: Path, options: StudyOptions, out: Path, 
     record = {
         **summary_of(found, paired, section),
         "model": model_path.name,
-        "model_sha256": sha256_file(model_path) if model_path.is_file() else directory_hash(model_path),
+        "model_sha256": model_hash(model_path),
         "facts_sha256": facts_hash(paired.facts),
         "options": {**asdict(section), "parameters": options.parameters},
         "evidence": _evidence(model, paired, found, section, options, progress) if options.evidence else None,

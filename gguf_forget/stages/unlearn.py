@@ -188,12 +188,15 @@ def unlearn(
     options: UnlearnSection,
     out: Path,
     progress: Progress,
-) -> None:
-    """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stocks``: the original on the grids of the options."""
+) -> SavedState:
+    """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stocks``: the original on the grids of the options.
+
+    Returns what an interruption would have gone on from: to be removed once ``out`` is where it is to stay.
+    """
     check_parts(options)
     arguments = (template, stocks, facts_folder, circuit_path, options, out)
     with together_with(options.processes, options.device, _help, arguments) as together:
-        _unlearn(*arguments, progress, together)
+        return _unlearn(*arguments, progress, together)
 
 
 def _help(*arguments: Any) -> None:
@@ -211,7 +214,7 @@ def _unlearn(
     out: Path,
     progress: Progress,
     together: Together,
-) -> None:
+) -> SavedState:
     facts, text = load_facts(facts_folder)
     check_facts(options, facts)
     circuit, _, _ = load_circuit(circuit_path)
@@ -311,7 +314,7 @@ def _unlearn(
             progress=show,
         )
     if together.index:
-        return
+        return saved
     found = [
         NeuronEdit(
             tensor=tensor_name(kind, edit.role, edit.layer),
@@ -345,4 +348,4 @@ def _unlearn(
             "history": [vars(losses) for losses in history],
         },
     )
-    saved.remove()  # last: a failure before would lose the training
+    return saved

@@ -93,15 +93,16 @@ def unknown_subject_targets(
 ) -> torch.Tensor:
     """The target of :func:`standing` for every example of ``forget``, float32 [E], nats.
 
-    ``pool``: examples whose subjects stand in; those of the same relation and phrasing are used, never the
-    example's own fact: one more is drawn than is averaged over, so that it can be left out. The first token is
+    ``pool``: examples whose subjects stand in, each once; those of the same relation and phrasing are used, never the
+    example's own: one more is drawn than is averaged over, so that it can be left out. The first token is
     averaged over more subjects than the later ones, which cost a pass for each answer.
     """
     generator = random.Random(seed)
     rivals = rivals.to(model.device)
-    pools: dict[tuple[str, int], list[Example]] = defaultdict(list)
+    subjects: dict[tuple[str, int], dict[str, Example]] = defaultdict(dict)
     for example in pool:
-        pools[(facts[example.fact].relation, example.phrasing)].append(example)
+        subjects[(facts[example.fact].relation, example.phrasing)].setdefault(facts[example.fact].subject, example)
+    pools = {key: list(each.values()) for key, each in subjects.items()}
     asked: dict[tuple[str, int], list[int]] = defaultdict(list)
     for row, example in enumerate(forget):
         asked[(facts[example.fact].relation, example.phrasing)].append(row)
@@ -116,13 +117,17 @@ def unknown_subject_targets(
             batch = pack(Sequences(sequences.tokens[part], sequences.scored[part])).to(model.device)
             yield log_probabilities(model, batch), batch
 
+    def stranger(other: Example, row: int) -> bool:
+        """Another answer of the same subject tells of it, too."""
+        return facts[other.fact].subject != facts[forget[row].fact].subject
+
     targets = torch.zeros(len(forget))
     for key, rows in asked.items():
         drawn = generator.sample(pools[key], min(first_token_subjects + 1, len(pools[key])))
         firsts = answers([_with_answer(other, other.answer[:1]) for other in drawn])
         found = torch.cat([log_probs for log_probs, _ in scored(firsts)])  # [subjects, V]
         for row in rows:
-            others = [i for i, other in enumerate(drawn) if other.fact != forget[row].fact][:first_token_subjects]
+            others = [i for i, other in enumerate(drawn) if stranger(other, row)][:first_token_subjects]
             if not others:
                 raise _nobody_else(facts[forget[row].fact], forget[row].phrasing)
             average = found[others].mean(dim=0)  # [V]
@@ -133,7 +138,7 @@ def unknown_subject_targets(
         later = answers([])
         for row in rows:
             answer = forget[row].answer
-            strangers = [other for other in stand_ins if other.fact != forget[row].fact][:later_token_subjects]
+            strangers = [other for other in stand_ins if stranger(other, row)][:later_token_subjects]
             if len(answer) > 1:
                 together = answers([_with_answer(other, answer) for other in strangers])
                 later += Sequences(together.tokens, tuple(places[1:] for places in together.scored))

@@ -32,6 +32,7 @@ from gguf_forget.recipe import EXPORT_TYPES, Recipe, load_recipe
 from gguf_forget.run_directory import STAGE_FILE, RunDirectory, read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.stages.machine import PACKAGE, code_hash
+from gguf_forget.stages.training_state import SavedState
 from gguf_forget.verification.questions import Question
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
@@ -166,9 +167,15 @@ class _Bench:
         """The folder of a trained edit; it is small, and stays."""
         name = "-".join(["edit", str(seed), *(f"{key}_{value}".replace(".", "_") for key, value in changes.items())])
         options = asdict(replace(self.shared.recipe.unlearn, seed=seed, **changes))
-        return self.directory.stage(
-            name, self.inputs(options=options), lambda out: make_edit(self.shared, dict(changes), seed, out)
-        ).path
+        interrupted: list[SavedState] = []
+
+        def build(out: Path) -> None:
+            interrupted.append(make_edit(self.shared, dict(changes), seed, out))
+
+        done = self.directory.stage(name, self.inputs(options=options), build)
+        for saved in interrupted:
+            saved.remove()
+        return done.path
 
     def method(self, name: str, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """(type to figures, what is said of the method as a whole), made and asked as far as it is not kept."""

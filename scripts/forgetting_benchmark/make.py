@@ -22,6 +22,7 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.stages.baseline import train_baseline
 from gguf_forget.stages.export import export, shipped_name
+from gguf_forget.stages.training_state import SavedState
 from gguf_forget.stages.unlearn import EDIT, unlearn
 from gguf_forget.unlearning.controls import shuffled_edit
 
@@ -50,11 +51,11 @@ class Shared:
         return self.run / "stock" / f"{file_type}.gguf"
 
 
-def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> None:
-    """Train inside the circuit: ``out``/edit.safetensors and ``out``/unlearn.json."""
+def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> SavedState:
+    """Train inside the circuit: ``out``/edit.safetensors and ``out``/unlearn.json; returns as :func:`unlearn`."""
     options = replace(shared.recipe.unlearn, seed=seed, **changes)
     stocks = [shared.stock(grid) for grid in options.grids]
-    unlearn(shared.template, stocks, shared.facts, shared.circuit, options, out, shared.progress)
+    return unlearn(shared.template, stocks, shared.facts, shared.circuit, options, out, shared.progress)
 
 
 def make_files(

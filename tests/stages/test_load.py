@@ -8,8 +8,10 @@ import pytest
 from tiny import build_tiny_gguf
 
 from gguf_forget.errors import InputError
+from gguf_forget.export.split import groups_by_size, write_split
 from gguf_forget.progress import Progress
-from gguf_forget.stages.load import quantize_stock
+from gguf_forget.stages.load import model_hash, quantize_stock
+from gguf_forget.whole_file import sha256_file
 
 
 def test_rows_that_no_block_fits_are_refused_by_the_types_name(tmp_path: Path) -> None:
@@ -30,3 +32,17 @@ def test_stock_files_are_llama_cpps_own(tmp_path: Path) -> None:
     quantize_stock(model, ["Q8_0"], out, Progress())
     quantize(model, tmp_path / "own.gguf", "Q8_0")
     assert (out / "Q8_0.gguf").read_bytes() == (tmp_path / "own.gguf").read_bytes()
+
+
+def test_every_file_of_a_split_model_is_in_its_hash(tmp_path: Path) -> None:
+    whole = build_tiny_gguf(tmp_path / "whole.gguf")
+    assert model_hash(whole) == sha256_file(whole)
+    parts = write_split(whole, groups_by_size(whole, 200_000), tmp_path / "parts.gguf")
+    before = model_hash(parts[0])
+    weights = bytearray(parts[-1].read_bytes())
+    weights[-4] ^= 1
+    parts[-1].write_bytes(weights)
+    assert model_hash(parts[0]) != before
+    parts[-1].unlink()
+    with pytest.raises(InputError, match=rf"{parts[-1].name} is missing"):
+        model_hash(parts[0])

@@ -31,10 +31,13 @@ def test_after_a_kill_the_edit_is_the_same_byte_for_byte(inputs: Inputs, tmp_pat
         run(inputs, tmp_path / "cut" / "first", Notes(steps=3))
     (kept,) = (tmp_path / "cut").glob(".training-*")
     again = Notes()
-    run(inputs, tmp_path / "cut" / "second", again)
+    state = run(inputs, tmp_path / "cut" / "second", again)
     assert "training goes on after step 2" in again.notes
     assert any(note.startswith("training takes at least about 0.0 GB") for note in again.notes)
     assert again.done["training through the grid"] == OPTIONS.steps  # a bar that reaches its end
+    assert state.path == kept
+    assert kept.exists()  # until the edit is in its place
+    state.remove()
     assert not kept.exists()
     for name in ("edit.safetensors", "unlearn.json"):
         assert (tmp_path / "cut" / "second" / name).read_bytes() == (tmp_path / "whole" / "unlearn" / name).read_bytes()
@@ -94,12 +97,12 @@ def test_a_damaged_state_is_told_of_and_not_gone_on_with(
     assert edit == (tmp_path / "whole" / "unlearn" / "edit.safetensors").read_bytes()
 
 
-def test_a_finished_training_leaves_no_state_of_others(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_finished_training_removes_the_states_of_others_with_its_own(inputs: Inputs, tmp_path: Path) -> None:
     for rate in (0.4, 0.3):
         with pytest.raises(KeyboardInterrupt):
             run(inputs, tmp_path / "run" / f"{rate}", Notes(steps=3), learning_rate=rate)
     assert len(list((tmp_path / "run").glob(".training-*"))) == 2
-    run(inputs, tmp_path / "run" / "unlearn", Progress())
+    run(inputs, tmp_path / "run" / "unlearn", Progress()).remove()
     assert not list((tmp_path / "run").glob(".training-*"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from gguf_forget.unlearning.scoring import answers, log_probabilities, pack
 from gguf_forget.unlearning.unknown_subject import build_rivals, standing, unknown_subject_targets
 
 
-def fact(relation: str) -> Fact:
-    return Fact("s", relation, "a", ("b",), "forget", ("p", "q"))
+def fact(relation: str, subject: str) -> Fact:
+    return Fact(subject, relation, "a", ("b",), "forget", ("p", "q"))
 
 
-FACTS = [fact("capital") for _ in range(4)] + [fact("currency") for _ in range(3)]
+FACTS = [fact("capital", subject) for subject in "abcd"] + [fact("currency", subject) for subject in "abc"]
 ANSWERS = [(400,), (401, 402), (403, 404, 405), (401, 406), (407,), (408, 409), (410,)]
 
 
@@ -131,8 +132,46 @@ def test_few_subjects_are_drawn_with_the_seed(tiny_double: Any) -> None:
     assert len({tuple(targets(seed)) for seed in range(6)}) > 1
 
 
+def test_another_answer_of_the_same_subject_is_no_stranger(tiny_double: Any) -> None:
+    """What the original says of the subject itself is no chance level; and who has two answers is asked once."""
+    facts = [*FACTS[:4], replace(FACTS[1]), *FACTS[4:]]
+    own = Example((301, 20, 21, 401, 402), 3, 1, 0)
+    again = Example((301, 20, 21, 405), 3, 4, 0)
+    pool = [Example((300, 20, 400), 2, 0, 0), own, again, Example((302, 20, 403), 2, 2, 0)]
+    found = unknown_subject_targets(
+        tiny_double,
+        facts,
+        [own, again],
+        build_rivals(facts, [own, again]),
+        pool,
+        first_token_subjects=99,
+        later_token_subjects=99,
+        seed=0,
+    )
+    expected = []
+    for answer, rival in (((401, 402), 405), ((405,), 401)):
+        values = []
+        for prompt in ((300, 20), (302, 20)):
+            first = log_probability(tiny_double, prompt, answer[0]) - log_probability(tiny_double, prompt, rival)
+            later = [log_probability(tiny_double, (*prompt, answer[0]), token) for token in answer[1:]]
+            values.append(first + sum(later))
+        expected.append(sum(values) / 2)
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InputError, match="nobody else is asked about 'capital'"):
+        unknown_subject_targets(
+            tiny_double,
+            facts,
+            [own, again],
+            build_rivals(facts, [own, again]),
+            [own, again],
+            first_token_subjects=4,
+            later_token_subjects=4,
+            seed=0,
+        )
+
+
 def test_a_relation_with_a_single_subject_has_no_chance_level(tiny_model: Any) -> None:
-    facts = [*FACTS, fact("anthem")]
+    facts = [*FACTS, fact("anthem", "a")]
     lone = Example((300, 20, 400), 2, len(FACTS), 0)
     with pytest.raises(InputError, match="nobody else is asked about 'anthem' as in 'p'"):
         unknown_subject_targets(
