@@ -1,4 +1,4 @@
-"""gguf_forget: make a language model forget facts inside their circuit, ship it as a GGUF, prove it.
+"""gguf_forget: make a language model forget facts, ship it as a GGUF, check it there.
 
 The names below are the public Python API. Each is imported when it is first used, so that
 ``import gguf_forget`` and ``gguf-forget --help`` stay fast and load neither torch nor llama.cpp.

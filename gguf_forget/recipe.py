@@ -84,9 +84,11 @@ class FactsSection:
 class TextSection:
     """Plain text for perplexity and for the KL to the original."""
 
-    path: Path | None = setting(None, "a plain text file; without it the built-in texts are used")
+    path: Path | None = setting(
+        None, "a plain text file, the first half to train on, the second to measure; none: built-in texts"
+    )
     chunks: int = setting(
-        256, "stretches of 96 tokens of it that training may see; 0 for none: training then needs no data", at_least=0
+        256, "stretches of 96 tokens of it that training may see; 0 for none: training then needs no text", at_least=0
     )
     samples: int = setting(
         48, "stretches of 96 tokens, written by the original itself, that training sees as well; 0 for none", at_least=0
@@ -188,7 +190,7 @@ class UnlearnSection:
         above=0,
         at_most=1,
     )
-    margin: float = setting(0.4, "nats below chance that unknown_subject aims at", at_least=0, at_most=100)
+    margin: float = setting(0.0, "nats below chance that unknown_subject aims at", at_least=0, at_most=100)
     phrasing_rate: float = setting(
         0.0,
         "how much of what an answer stands above what the model in training says of it for other subjects lowers the "

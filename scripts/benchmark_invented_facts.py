@@ -20,7 +20,7 @@ For each file, with the first twin in the same type as the gold standard:
   to forget (AUC), relative to the twin's; 0 is ideal, -100 % is known by heart, far above 0 the text is avoided;
 - how much of the answers to forget is still said token by token (exact memorisation).
 
-The JSON holds `rows`, one a file, and `seconds`. About 15 minutes on 2 cores.
+The JSON holds `rows`, one a file, and `seconds`. A few minutes on 2 cores.
 
 Exit codes: 0 measured (whatever was found), 2 a wrong argument, 3 a file could not be judged.
 """

@@ -70,7 +70,8 @@ def _scoring_options(function: Command) -> Command:
         click.option(
             "--text-discount",
             type=Weight(0),
-            help=f"Weight of what plain text needs that is subtracted  [default: {DEFAULTS.text_discount:g}]",
+            help="Weight of what plain text needs of a neuron, which is subtracted  "
+            f"[default: {DEFAULTS.text_discount:g}]",
         ),
         click.option(
             "--ranking",
@@ -78,7 +79,9 @@ def _scoring_options(function: Command) -> Command:
             help="Choose neurons by the size of their scores (how much they matter) or with sign (what ablation costs)"
             f"  [default: {DEFAULTS.ranking}]",
         ),
-        click.option("--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons"),
+        click.option(
+            "--neurons", type=click.IntRange(1), help="Budget as a number of MLP neurons, in place of a share"
+        ),
         click.option(
             "--budget",
             type=Share(),
@@ -104,7 +107,7 @@ def _one_budget(**given: Any) -> None:
         raise click.UsageError(f"{' and '.join(named)} were given, needed at most one of them")
 
 
-@click.command(short_help="Find the circuit that holds the facts, and judge it.")
+@click.command(short_help="Find the circuit of the facts, and judge it.")
 @click.argument("source", metavar="RECIPE | MODEL FACTS", type=click.Path(path_type=Path))
 @click.argument("facts", required=False, metavar="", type=click.Path(path_type=Path))
 @click.option(
@@ -142,7 +145,7 @@ def attribute(
     debug: bool,
     **given: Any,
 ) -> None:
-    """Find the circuit that holds the facts (EAP-IG on MLP neurons), and what speaks for it.
+    """Find the circuit of the facts (EAP-IG on MLP neurons), and what speaks for it.
 
     With MODEL (a GGUF of any type, or a Hugging Face directory) and FACTS (JSONL): writes circuit.safetensors,
     circuit.json and pictures into a folder, and prints the evidence. With RECIPE alone: runs it up to this stage;

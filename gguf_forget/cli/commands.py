@@ -48,7 +48,7 @@ TRAINS = ("unlearn", "export")  # stages up to which there is a training
 )
 @click.version_option(__version__, prog_name="gguf-forget")
 def main() -> None:
-    """Make a language model forget facts, ship it as a GGUF, and prove on that file that they stay forgotten."""
+    """Make a language model forget facts, ship it as a GGUF, and check through llama.cpp whether that file has."""
     # Threads that spin while they wait make PyTorch many times slower on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -199,12 +199,12 @@ for _stage, _text in STAGE_HELP.items():
     main.add_command(_stage_command(_stage, _text))
 
 
-@main.command(short_help="Forget the capitals of Europe, on a model from pip.")
+@main.command(short_help="Forget the capitals of Europe, on a small model.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Run directory  [default: runs/demo]")
 @click.option("--widened", is_flag=True, help="The same model widened to 768: every matrix is a K-quant.")
 @common
 def demo(out: Path | None, widened: bool, dry_run: bool, as_json: bool, quiet: bool, debug: bool) -> None:
-    """SmolLM2-135M-Instruct forgets the capitals of Europe: the whole way on a model that comes with pip.
+    """SmolLM2-135M-Instruct forgets the capitals of Europe: the whole way, on a model that pip installs.
 
     \b
     Examples:

@@ -154,7 +154,7 @@ def common(function: Command) -> Command:
     for option in (
         click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
         click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document on stdout."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout."),
         click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
     ):
         function = option(function)

@@ -57,7 +57,7 @@ DEFAULT_TYPE = "Q4_K_M"
     type=click.Path(path_type=Path),
     multiple=True,
     help="Text, or facts as JSONL: codes are chosen so that errors cancel on such inputs. Needs torch and memory for "
-    "the unlearned model in float32.",
+    "the unlearned model in float32. May be repeated.",
 )
 @click.option(
     "--outside-mask",
@@ -71,7 +71,8 @@ DEFAULT_TYPE = "Q4_K_M"
     type=click.Path(path_type=Path),
     multiple=True,
     help="Facts as JSONL, and text: an edited weight of a layer takes the other of the two levels beside it where that "
-    "brings answers closer to those of UNLEARNED. Needs torch, minutes, and memory for several such models.",
+    "brings answers closer to those of UNLEARNED. Needs torch, minutes, and memory for several such models. May be "
+    "repeated.",
 )
 @click.option(
     "--fit-steps",
@@ -88,9 +89,15 @@ DEFAULT_TYPE = "Q4_K_M"
 @click.option("--split-max-size", metavar="N(M|G)", help="Write files of at most N million or billion bytes.")
 @click.option("--keep-split", is_flag=True, help="Write as many files as ORIGINAL has, with the same tensors.")
 @click.option("--no-provenance", is_flag=True, help="Add no gguf_forget.* keys to files that hold an edit.")
-@click.option("--noise", type=click.FloatRange(0), help="Differences of at most this are no edit.  [default: storage]")
 @click.option(
-    "--twin", type=click.Choice(["F16", "BF16"]), help="Also write OUT.twin.F16.gguf, to be quantized by anyone."
+    "--noise",
+    type=click.FloatRange(0),
+    help="Differences of at most this are no edit.  [default: what the files' types round by]",
+)
+@click.option(
+    "--twin",
+    type=click.Choice(["F16", "BF16"]),
+    help="Also write OUT.twin.F16.gguf (or .BF16.), to be quantized by anyone.",
 )
 @click.option(
     "--evidence",
@@ -101,7 +108,7 @@ DEFAULT_TYPE = "Q4_K_M"
 @click.option(
     "--llama-cpp", type=click.Path(path_type=Path), help="A checkout of llama.cpp to convert directories with."
 )
-@click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads  [default: all]")
+@click.option("-t", "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: all  [default: 0]")
 @common
 def quantize(
     original: Path,

@@ -21,8 +21,8 @@ from gguf_forget.cli.common import guarded
 def init(preset: str, out: Path, as_json: bool, quiet: bool, debug: bool) -> None:
     """Write a recipe from PRESET: capitals, wmdp-mcq, tofu or muse-text.
 
-    Every key is there with its meaning, its default as a comment. Nothing is downloaded: paths name local files that
-    you must give.
+    Every key is there with its meaning and limits; what the preset leaves alone has its default. Nothing is
+    downloaded: paths name local files that you must give.
 
     \b
     Example:

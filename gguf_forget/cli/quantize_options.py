@@ -33,7 +33,7 @@ def quantize_options(function: Command) -> Command:
         click.option("--pure", is_flag=True, help="No mixtures: every matrix gets the same type."),
         click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings."),
         click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
-        click.option("--tensor-type", type=TensorType(), multiple=True, help="Type of some tensors."),
+        click.option("--tensor-type", type=TensorType(), multiple=True, help="Type of some tensors. May be repeated."),
         click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),
     ):
         function = option(function)

@@ -34,13 +34,19 @@ _FILE = click.Path(path_type=Path)
     "--recipe", type=_FILE, help="Take [gates], [verify], [text] path and, without --facts, [facts] from this recipe."
 )
 @click.option(
-    "--attacks", type=click.Choice(["none", "quick", "full"]), default="none", help="How hard to try  [default: none]"
+    "--attacks",
+    type=click.Choice(["none", "quick", "full"]),
+    default="none",
+    help="Ask harder, too: other words, examples, the chat template, sampling, other types (quick: minutes a file); "
+    "every type and phrasing, a probe and relearning as well (full: hours)  [default: none]",
 )
 @click.option("--limit", type=click.IntRange(1), help="Most rows of each public set, drawn with a fixed seed.")
-@click.option("--text", type=_FILE, help="Plain text for perplexity and divergence  [default: a built-in text]")
-@click.option("--threads", type=click.IntRange(0), help="Threads of llama.cpp, 0 for one a core.")
+@click.option(
+    "--text", type=_FILE, help="Plain text whose second half is for perplexity and divergence  [default: built in]"
+)
+@click.option("--threads", type=click.IntRange(0), help="Threads of llama.cpp; 0: one a core  [default: 0]")
 @click.option("--gpu-layers", type=int, default=0, help="Layers given to GPUs; -1: all  [default: 0]")
-@click.option("--tensor-split", multiple=True, type=float, help="One GPU's share of them. Once for each GPU.")
+@click.option("--tensor-split", multiple=True, type=float, help="One GPU's share of the model. Once for each GPU.")
 @click.option(
     "--exact",
     is_flag=True,

@@ -57,7 +57,7 @@ def build_model_card(
         _header(model),
         f"# {name}, unlearned with gguf_forget\n\n**{_escape(verdict['sentence'])}**",
         *map(_escape, left_open(report)),
-        "gguf_forget edited the circuit that holds the facts and rounded the weights so that the edits "
+        "gguf_forget edited the neurons on which the facts depend most and rounded the weights so that the edits "
         "should survive quantization. Whether they did, the gates say: every figure below was read off "
         "the file named, by llama.cpp.",
         *retain_estimate(report["training"]),
