@@ -50,6 +50,8 @@ class _Run:
         self.directory = directory
         self.progress = progress
         self.versions = tool_versions()
+        # Of the stages that read facts and judge: nothing of other code is handed on there, for one version has many
+        # commits. The long ones between them follow from their inputs' bytes.
         self.code = code_hash(PACKAGE)
         self.done: dict[str, StageResult] = {}
         self.rebuilt = False
@@ -175,7 +177,7 @@ def _facts(state: _Run) -> None:
     usual = TextSection()
     if (recipe.text.chunks, recipe.text.samples) != (usual.chunks, usual.samples):
         further |= counts
-    state.stage("facts", build, after=("load",), **options, **hashes, **further)
+    state.stage("facts", build, after=("load",), code=state.code, **options, **hashes, **further)
 
 
 def _check_circuit(state: _Run) -> None:
@@ -207,7 +209,7 @@ def _agreement(state: _Run) -> None:
         template, f16 = state.path("load") / "template.gguf", state.path("stock") / "F16.gguf"
         check_agreement(template, f16, state.path("facts"), out, state.progress)
 
-    state.stage("agreement", build, after=("load", "stock", "facts"))
+    state.stage("agreement", build, after=("load", "stock", "facts"), code=state.code)
 
 
 def _attribute(state: _Run) -> None:
@@ -222,21 +224,20 @@ def _attribute(state: _Run) -> None:
 
 
 def _unlearn(state: _Run) -> None:
-    from gguf_forget.stages.training_state import SavedState
+    from gguf_forget.stages.training_state import remove_states
     from gguf_forget.stages.unlearn import unlearn
 
     options = state.recipe.unlearn
-    interrupted: list[SavedState] = []
 
     def build(out: Path) -> None:
         template = state.path("load") / "template.gguf"
         stocks = [state.path("stock") / f"{grid}.gguf" for grid in options.grids]
         circuit = state.path("attribute") / "circuit.safetensors"
-        interrupted.append(unlearn(template, stocks, state.path("facts"), circuit, options, out, state.progress))
+        unlearn(template, stocks, state.path("facts"), circuit, options, out, state.progress)
 
-    state.stage("unlearn", build, after=("load", "stock", "facts", "attribute"), **asdict(options))
-    for saved in interrupted:
-        saved.remove()  # only now does the training lie elsewhere, whole
+    done = state.stage("unlearn", build, after=("load", "stock", "facts", "attribute"), **asdict(options))
+    if not done.skipped:
+        remove_states(state.directory.path)  # only now does the training lie elsewhere, whole
 
 
 def _provenance(state: _Run) -> dict[str, Any]:
@@ -335,7 +336,6 @@ def _verify(state: _Run) -> None:
             score(file, state.path("facts"), out, state.progress, threads=options.threads, **settings)
 
         digest = state.done[stage].outputs[name]["sha256"]
-        # No verdict of other code is handed on: one version has many commits, and they judge in seconds to minutes.
         state.stage(score_stage(row), build, after=("facts",), file=digest, code=state.code, **settings)
 
 

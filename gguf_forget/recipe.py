@@ -97,7 +97,7 @@ class TextSection:
 
 @dataclass(frozen=True)
 class AttributeSection:
-    """Which MLP neurons hold the facts (EAP-IG)."""
+    """On which MLP neurons the facts depend most (EAP-IG)."""
 
     budget: float = setting(0.03, "share of the MLP neurons that may be edited", above=0, at_most=1)
     integration_steps: int = setting(5, "points of the integrated gradient", at_least=1, at_most=64)

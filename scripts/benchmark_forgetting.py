@@ -24,7 +24,8 @@ folder of it and removed once they are asked: about 3 GB of room are needed.
 
 `--quick`: one seed, three methods, F16, Q8_0 and Q4_K_M, few samples.
 
-NF4, bitsandbytes' four bits in torch, is asked as well: its weights in half precision, through llama.cpp.
+NF4, bitsandbytes' four bits (its levels and blocks, in numpy), is asked as well: its weights in half precision, through
+llama.cpp.
 
 Exit codes: 0 measured (whatever was found), 2 a wrong argument or a missing model, 130 interrupted.
 """

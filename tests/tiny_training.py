@@ -20,7 +20,6 @@ from gguf_forget.facts.schema import dump_facts
 from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import UnlearnSection
-from gguf_forget.stages.training_state import SavedState
 from gguf_forget.stages.unlearn import unlearn
 
 OPTIONS = UnlearnSection(
@@ -80,6 +79,6 @@ def training_inputs(folder: Path) -> Inputs:
     return template, [folder / "Q4_0.gguf"], folder, folder / "circuit.safetensors"
 
 
-def run(inputs: Inputs, out: Path, progress: Progress, **changes: Any) -> SavedState:
+def run(inputs: Inputs, out: Path, progress: Progress, **changes: Any) -> None:
     out.mkdir(parents=True)
-    return unlearn(*inputs, replace(OPTIONS, **changes), out, progress)
+    unlearn(*inputs, replace(OPTIONS, **changes), out, progress)

@@ -98,7 +98,7 @@ def _files(first: GgufFile) -> list[Path]:
     match = _SPLIT.fullmatch(path.name)
     if match is None or int(match["number"]) != 1 or int(match["count"]) != count:
         raise InputError(
-            f"{path} is part of a model split into {count} files, needed the first of them",
+            f"{path} is part of a model split into {count} files, needed the first of them, under its own name",
             hint=f"give the file whose name ends in -00001-of-{count:05}.gguf",
         )
     files = [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]

@@ -1,1 +1,1 @@
-"""Circuits: which MLP neurons hold the facts (EAP-IG), and which of them may be edited."""
+"""Circuits: on which MLP neurons the facts depend most (EAP-IG), and which of them may be edited."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_forget.errors import InputError
 from gguf_forget.facts.schema import Fact, phrasing_faults
-from gguf_forget.words import normalise
+from gguf_forget.words import names
+
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,17 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
     them, kept their facts. A kept fact gives way where a forgotten one has its subject, relation and answer (or that
     as an alias), or one of its prompts: to keep what follows a prompt is to keep the forgotten answer to it. Other
     facts about the subject stay, of the same relation, too. Letter case, outer spaces and composed characters do not
-    tell two texts apart, nor do accents and punctuation two subjects or answers: an answer counts as told without them.
+    tell two texts apart, nor does what :func:`~gguf_forget.words.names` leaves out two subjects or answers.
 
     Raises:
         InputError: facts of one relation and split with different numbers of phrasings, a held-out phrasing that
             another set trains on, or a wrong answer of one set that is another name of the right one in another.
     """
-    known = {key for facts in sets for fact in facts if fact.split == "forget" for key in _keys(fact)}
+    known = {key for facts in sets for fact in facts if fact.split == "forget" for key in fact_keys(fact)}
     taken: dict[Fact, tuple[Fact, dict[str, None]]] = {}
     given_way: dict[Fact, None] = {}
     for fact in (fact for facts in sets for fact in facts):
-        if fact.split == "forget" or known.isdisjoint(_keys(fact)):
+        if fact.split == "forget" or known.isdisjoint(fact_keys(fact)):
             _, aliases = taken.setdefault(replace(fact, aliases=(), distractors=()), (fact, {}))
             aliases.update(dict.fromkeys(fact.aliases))
         else:
@@ -65,23 +67,31 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
         both = sorted({*fact.aliases} & {*fact.distractors})
         if both:
             raise InputError(
-                f"the facts files do not fit together: {both[0]!r} is a wrong answer beside {fact.answer!r} "
-                f"({fact.subject}, {fact.relation}) in one, and another name of it in another",
+                f"the facts do not fit together: {both[0]!r} is a wrong answer beside {fact.answer!r} ({fact.subject}, "
+                f"{fact.relation}), and another name of it",
                 hint="it is right or wrong: take it out of the distractors, or out of the aliases",
             )
     return JoinedFacts(joined, tuple(given_way))
 
 
-def _keys(fact: Fact) -> Iterator[tuple[str, ...]]:
-    """What makes two facts one: either of these in common."""
-    for answer in (fact.answer, *fact.aliases):
-        yield _words(fact.subject), _plain(fact.relation), _words(answer)
+def fact_keys(fact: Fact) -> Iterator[Key]:
+    """What makes two facts one: any of these in common."""
+    yield from said_keys(fact.subject, fact.relation, (fact.answer, *fact.aliases))
     for prompt in fact.prompts + fact.held_out_prompts:
-        yield (_plain(prompt),)
+        yield asked_key(prompt)
 
 
-def _words(text: str) -> str:
-    return normalise(text) or _plain(text)  # of signs alone there are no words
+def said_keys(subject: str, relation: str, answers: Iterable[str]) -> Iterator[Key]:
+    """Of two facts that say the same, one of these is equal."""
+    told = dict.fromkeys(name for answer in answers for name in names(answer))
+    for subject_name in names(subject):
+        for name in told:
+            yield subject_name, _plain(relation), name
+
+
+def asked_key(prompt: str) -> Key:
+    """Of two prompts that ask in the same words, this is equal."""
+    return (_plain(prompt),)
 
 
 def _plain(text: str) -> str:

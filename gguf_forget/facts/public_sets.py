@@ -11,6 +11,7 @@ WMDP: arXiv 2403.03218; MMLU: arXiv 2009.03300; TOFU: arXiv 2401.06121; MUSE: ar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 from gguf_forget.errors import InputError
 from gguf_forget.facts.rows import Row, listed, read_rows
 from gguf_forget.facts.schema import MAX_FAULTS_SHOWN, SPLITS, character_faults
+from gguf_forget.facts.subjects import subject_characters
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
 # Sets from a hub carry the split of their own training, which says nothing here.
-HUB_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "development", "test", "testing", "eval", "all")
+HUB_SPLITS = re.compile(r"train|test|val|dev|hold|default|all|full")
 CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 
@@ -40,6 +42,7 @@ class SetItem:
         options_shown: whether it is also asked as a multiple choice with lettered options.
         subject: what the question is about, where the row says so.
         aliases: other names of the answer, as in a facts file.
+        related: whether the row names its relation itself.
     """
 
     relation: str
@@ -52,6 +55,15 @@ class SetItem:
     options_shown: bool = False
     subject: str | None = None
     aliases: tuple[str, ...] = ()
+    related: bool = False
+
+    @property
+    def about(self) -> str | None:
+        """The subject as a facts file has it: of a relation that is named as well, and once in the prompt. Else the
+        column may be a field of knowledge, or whom the whole set is about."""
+        if self.subject is None or not self.related or subject_characters(self.prompt, self.subject) is None:
+            return None
+        return self.subject
 
 
 class _Fault(Exception):
@@ -73,6 +85,7 @@ def read_set(path: Path, split: str) -> tuple[SetItem, ...]:
     faults: list[str] = []
     for row in rows:
         try:
+            _check_known(row.values)
             items.append(build(row.values, path.stem, _split(row.values, split)))
         except _Fault as fault:
             faults.append(f"{row.where}: {fault}")
@@ -127,7 +140,7 @@ def _multiple_choice(values: dict[str, Any], name: str, split: str) -> SetItem:
         answer=choices[right],
         distractors=choices[:right] + choices[right + 1 :],
         options_shown=True,
-        subject=_optional(values, "subject"),
+        **_named(values, choices[:right] + choices[right + 1 :]),
     )
 
 
@@ -140,13 +153,16 @@ def _index(answer: Any, choices: tuple[str, ...], *, lettered: bool) -> int:
     if isinstance(answer, bool) or not text:
         raise _Fault(f"answer is {answer!r}, needed an index, a letter or a choice")
     by_text = choices.index(text) if text in choices and not text.isdecimal() else -1
-    if isinstance(answer, str) and text.isdecimal() and text in choices and str(choices.index(text)) != text:
-        raise _Fault(
-            f"answer {answer!r} is the text of choice {LETTERS[choices.index(text)]} and may be meant as an index, "
-            f"needed that as a number or a letter ({LETTERS[choices.index(text)]} for the text)"
-        )
     # Longer numerals than that are no index of ten choices, and Python reads none of thousands of digits.
     numeral = int(text) if text.isdecimal() and len(text) < 4 else -1
+    if isinstance(answer, str) and text.isdecimal() and text in choices:
+        own = choices.index(text)
+        if own != numeral and 0 <= numeral < len(choices):
+            raise _Fault(
+                f"answer {answer!r} is the text of choice {LETTERS[own]} and may be meant as an index, needed that as "
+                f"a number, or a letter ({LETTERS[own]} for the text)"
+            )
+        by_text = own
     by_letter = LETTERS.find(text) if len(text) == 1 and "A" <= text <= LETTERS[len(choices) - 1] else -1
     if by_text >= 0 and by_letter >= 0 and by_text != by_letter and not lettered:
         raise _Fault(
@@ -163,8 +179,7 @@ def _index(answer: Any, choices: tuple[str, ...], *, lettered: bool) -> int:
 
 def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
     question, answer = _word(values, "question"), _word(values, "answer").strip()
-    _check_known(values)
-    wrong = _others(values, "perturbed_answer")
+    wrong = _others(values, "perturbed_answer") or _others(values, "distractors")
     return SetItem(
         relation=_group(values, name),
         split=split,
@@ -172,26 +187,21 @@ def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
         prompt=QUESTION.format(question),
         answer=answer,
         distractors=tuple(text for text in wrong if text != answer),
-        paraphrase=_optional(values, "paraphrased_answer"),
-        subject=_optional(values, "subject"),
-        aliases=_others(values, "aliases"),
+        paraphrase=_optional(values, "paraphrased_answer") or _optional(values, "paraphrase"),
+        **_named(values, wrong),
     )
 
 
 def _verbatim(values: dict[str, Any], name: str, split: str) -> SetItem:
     prompt = _word(values, "prompt")
-    return SetItem(_group(values, name), split, prompt, prompt, _word(values, "gt").strip())
+    return SetItem(_group(values, name), split, prompt, prompt, _word(values, "gt").strip(), **_named(values, ()))
 
 
 def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
     prompt, answer = _word(values, "prompt"), _word(values, "answer").strip()
-    _check_known(values)
-    wrong, aliases = _others(values, "distractors"), _others(values, "aliases")
+    wrong = _others(values, "distractors")
     if answer in wrong:
         raise _Fault(f"the answer {answer!r} is among its own distractors")
-    both = sorted({*aliases} & {*wrong})
-    if both:
-        raise _Fault(f"{both[0]!r} is both an alias and a distractor")
     return SetItem(
         relation=_group(values, name),
         split=split,
@@ -200,9 +210,17 @@ def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
         answer=answer,
         distractors=wrong,
         paraphrase=_optional(values, "paraphrase"),
-        subject=_optional(values, "subject"),
-        aliases=aliases,
+        **_named(values, wrong),
     )
+
+
+def _named(values: dict[str, Any], wrong: Sequence[str]) -> dict[str, Any]:
+    """What any row may name: its subject, other names of its answer, and whether it names its relation."""
+    aliases = _others(values, "aliases")
+    both = sorted({*aliases} & {*wrong})
+    if both:
+        raise _Fault(f"{both[0]!r} is both an alias and a distractor")
+    return {"subject": _optional(values, "subject"), "aliases": aliases, "related": bool(_optional(values, "relation"))}
 
 
 def _check_known(values: dict[str, Any]) -> None:
@@ -213,13 +231,18 @@ def _check_known(values: dict[str, Any]) -> None:
 
 
 def _split(values: dict[str, Any], default: str) -> str:
-    given = values.get("split") or default
+    given = values.get("split")
     split = given.strip().casefold() if isinstance(given, str) else given
     if split in SPLITS:
         return str(split)
-    if split not in HUB_SPLITS:
+    if not _empty(split) and not (isinstance(split, str) and HUB_SPLITS.search(split)):
         raise _Fault(f"split is {given!r}, needed {' or '.join(SPLITS)}, or none")
     return default
+
+
+def _empty(value: Any) -> bool:
+    """As a cell of a table is empty, by whatever reader."""
+    return value is None or value == "" or value != value
 
 
 def _group(values: dict[str, Any], name: str) -> str:
@@ -252,7 +275,10 @@ def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:
 
 def _others(values: dict[str, Any], key: str) -> tuple[str, ...]:
     """Other answers or names, each once; none where the row has no ``key``."""
-    texts = () if values.get(key) is None else _words(values, key)
+    given = values.get(key)
+    if isinstance(given, (list, tuple)):
+        given = [text for text in given if not _empty(text)]
+    texts = () if _empty(given) else _words({key: given}, key)
     return tuple(dict.fromkeys(text.strip() for text in texts))
 
 

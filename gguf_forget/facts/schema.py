@@ -111,6 +111,11 @@ def _fact(record: Any, faults: list[str], where: str, *, free_text: bool) -> Fac
     return Fact(subject, relation, answer, distractors, str(split), prompts, held_out, aliases)
 
 
+def is_fact(record: Any) -> bool:
+    """Whether a line of a facts file may hold ``record``."""
+    return _fact(record, [], "", free_text=True) is not None
+
+
 def phrasing_faults(facts: Sequence[Fact], lines: Sequence[int]) -> list[str]:
     """Unequal numbers of phrasings in one relation and split, and held-out phrasings that training sees."""
     faults: list[str] = []

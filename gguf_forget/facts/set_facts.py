@@ -6,7 +6,8 @@ question, answer  the question in other frames; it is the subject. Wrong answers
 text              the passage up to the answer, held out its second half alone, which is the subject. Wrong answers are
                   how other passages go on.
 
-A row of the last two that names its subject keeps it, so that it is told from others' as in a facts file.
+A row of the last two that names its relation, and a subject that stands once in its prompt, keeps that subject, as in a
+facts file, unless all of the relation have the same: who is nobody's stranger has no pair and no chance level.
 """
 
 from __future__ import annotations
@@ -53,12 +54,18 @@ def read_set_facts(path: Path, split: str) -> tuple[Fact, ...]:
     """
     items = read_set(path, split)
     answers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    subjects: dict[str, set[str | None]] = defaultdict(set)
     for item in items:
         answers[(item.relation, item.split)].append(item.answer)
-    return tuple(_fact(item, answers[(item.relation, item.split)], path) for item in items)
+        subjects[item.relation].add(item.about)
+    several = {relation for relation, own in subjects.items() if len(own) > 1}
+    return tuple(
+        _fact(item, item.about if item.relation in several else None, answers[(item.relation, item.split)], path)
+        for item in items
+    )
 
 
-def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
+def _fact(item: SetItem, about: str | None, answers: Sequence[str], path: Path) -> Fact:
     if item.options_shown:
         return _choice(item)
     wrong = item.distractors or _others(item, answers)
@@ -69,7 +76,7 @@ def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
         )
     if item.prompt == QUESTION.format(item.question):
         *trained, held_out = (frame.format(item.question.strip()) for frame in QUESTION_FRAMES)
-        subject = item.subject or item.question.strip()
+        subject = about or item.question.strip()
         return Fact(subject, item.relation, item.answer, wrong, item.split, tuple(trained), (held_out,), item.aliases)
     whole = item.prompt.rstrip()
     words = whole.split(" ")
@@ -79,7 +86,7 @@ def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
             f"{path}: the prompt {whole!r} has one word, needed two: its second half is asked held out",
             hint="give longer prompts, or a facts file with held_out_prompts",
         )
-    subject = item.subject or half
+    subject = about or half
     return Fact(subject, item.relation, item.answer, wrong, item.split, (whole,), (half,), item.aliases)
 
 

@@ -6,20 +6,19 @@ import codecs
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf_forget.errors import InputError
-from gguf_forget.facts.joining import join_facts
+from gguf_forget.facts.joining import Key, asked_key, fact_keys, join_facts, said_keys
 from gguf_forget.facts.public_sets import SetItem, read_set
-from gguf_forget.facts.schema import KEYS, SPLITS, Fact, read_facts
+from gguf_forget.facts.schema import Fact, is_fact, read_facts
 from gguf_forget.recipe import VerifySection
 from gguf_forget.verification.questions import Question, plan_questions, plan_set
 
-OWN_KEYS = {"prompts", "held_out_prompts", "aliases"}  # only lines of a facts file have these
-FACT_KEYS = {"subject", "answer", "split", "prompt"}  # a line that names all of them is a fact of one phrasing
+OWN_KEYS = {"prompts", "held_out_prompts"}  # only lines of a facts file have these
 RANKED_PHRASINGS = 1  # trained ones; with all candidates after every subject they cost most of the time
 
 
@@ -63,8 +62,8 @@ def read_questions(
     asked = Counter(of_facts[sources[question.fact]] for question in questions)
     forgotten = {fact.relation for fact in facts if fact.split == "forget"}
     rows_of = {place: _rows(*each) for place, each in enumerate(given) if place not in of_facts}
-    asked_for = {prompt for fact in facts if fact.split == "forget" for prompt in fact.prompts + fact.held_out_prompts}
-    asked_for |= {item.prompt for items in rows_of.values() for item in items if item.split == "forget"}
+    known = {key for fact in facts if fact.split == "forget" for key in fact_keys(fact)}
+    known |= {key for items in rows_of.values() for item in items if item.split == "forget" for key in _keys(item)}
     left_out = [joined.told(named=False)]  # reports tell no fact
     first = len(facts)
     summary = []
@@ -72,7 +71,7 @@ def read_questions(
         if place in of_facts:
             rows, count = len(sets[of_facts.index(place)]), asked[place]
         else:
-            items = _without_forgotten(rows_of[place], asked_for)
+            items = _without_forgotten(rows_of[place], known)
             if len(items) < len(rows_of[place]):
                 left_out.append(
                     f"{len(rows_of[place]) - len(items)} rows of {path.name} left out, which are to be forgotten"
@@ -97,9 +96,15 @@ def read_questions(
     return Asked(tuple(questions), tuple(summary), "; ".join(filter(None, left_out)) or None)
 
 
-def _without_forgotten(items: Sequence[SetItem], forgotten: Collection[str]) -> tuple[SetItem, ...]:
-    """Rows of a public set but those that are kept, and whose prompt is one of what is to be forgotten."""
-    return tuple(item for item in items if item.split == "forget" or item.prompt not in forgotten)
+def _without_forgotten(items: Sequence[SetItem], known: Set[Key]) -> tuple[SetItem, ...]:
+    """Rows of a public set but those that are kept, and say or ask the same as what is to be forgotten."""
+    return tuple(item for item in items if item.split == "forget" or known.isdisjoint(_keys(item)))
+
+
+def _keys(item: SetItem) -> Iterator[Key]:
+    yield asked_key(item.prompt)
+    if item.about is not None:
+        yield from said_keys(item.about, item.relation, (item.answer, *item.aliases))
 
 
 def _facts(split: str, path: Path) -> tuple[Fact, ...]:
@@ -135,8 +140,7 @@ def _is_facts_file(path: Path) -> bool:
                 record = json.loads(line.removeprefix(codecs.BOM_UTF8))
                 if isinstance(record, dict) and OWN_KEYS & record.keys():
                     return True
-                fact = isinstance(record, dict) and FACT_KEYS <= record.keys() <= KEYS
-                whole.append(fact and record["split"] in SPLITS)
+                whole.append(is_fact(record))
     except (ValueError, RecursionError):
         return False
     except OSError as error:

@@ -74,10 +74,11 @@ class SavedState:
         """States of trainings with other options, files or code."""
         return [path for path in self.path.parent.glob(PATTERN) if path != self.path]
 
-    def remove(self) -> None:
-        """This one and those of trainings with other options that were never finished."""
-        for path in self.path.parent.glob(PATTERN):
-            path.unlink(missing_ok=True)
+
+def remove_states(folder: Path) -> None:
+    """All in a folder: of the training whose edit is in its place now, and of others that were never finished."""
+    for path in folder.glob(PATTERN):
+        path.unlink(missing_ok=True)
 
 
 def _named(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:

@@ -188,15 +188,16 @@ def unlearn(
     options: UnlearnSection,
     out: Path,
     progress: Progress,
-) -> SavedState:
+) -> None:
     """Write ``out``/edit.safetensors and ``out``/unlearn.json. ``stocks``: the original on the grids of the options.
 
-    Returns what an interruption would have gone on from: to be removed once ``out`` is where it is to stay.
+    What an interruption would go on from stays beside ``out``: for :func:`.training_state.remove_states`, once ``out``
+    is where it is to stay.
     """
     check_parts(options)
     arguments = (template, stocks, facts_folder, circuit_path, options, out)
     with together_with(options.processes, options.device, _help, arguments) as together:
-        return _unlearn(*arguments, progress, together)
+        _unlearn(*arguments, progress, together)
 
 
 def _help(*arguments: Any) -> None:
@@ -214,7 +215,7 @@ def _unlearn(
     out: Path,
     progress: Progress,
     together: Together,
-) -> SavedState:
+) -> None:
     facts, text = load_facts(facts_folder)
     check_facts(options, facts)
     circuit, _, _ = load_circuit(circuit_path)
@@ -314,7 +315,7 @@ def _unlearn(
             progress=show,
         )
     if together.index:
-        return saved
+        return
     found = [
         NeuronEdit(
             tensor=tensor_name(kind, edit.role, edit.layer),
@@ -348,4 +349,3 @@ def _unlearn(
             "history": [vars(losses) for losses in history],
         },
     )
-    return saved

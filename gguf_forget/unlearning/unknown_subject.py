@@ -99,10 +99,11 @@ def unknown_subject_targets(
     """
     generator = random.Random(seed)
     rivals = rivals.to(model.device)
-    subjects: dict[tuple[str, int], dict[str, Example]] = defaultdict(dict)
-    for example in pool:
-        subjects[(facts[example.fact].relation, example.phrasing)].setdefault(facts[example.fact].subject, example)
-    pools = {key: list(each.values()) for key, each in subjects.items()}
+    asking: dict[tuple[str, int], dict[tuple[str, tuple[int, ...]], Example]] = defaultdict(dict)
+    for example in pool:  # who has several answers is asked once
+        who = facts[example.fact].subject, example.prompt
+        asking[(facts[example.fact].relation, example.phrasing)].setdefault(who, example)
+    pools = {key: list(each.values()) for key, each in asking.items()}
     asked: dict[tuple[str, int], list[int]] = defaultdict(list)
     for row, example in enumerate(forget):
         asked[(facts[example.fact].relation, example.phrasing)].append(row)
@@ -121,9 +122,17 @@ def unknown_subject_targets(
         """Another answer of the same subject tells of it, too."""
         return facts[other.fact].subject != facts[forget[row].fact].subject
 
+    def drawn_for(key: tuple[str, int], rows: Sequence[int], count: int) -> list[Example]:
+        """One more than ``count``, and a stranger to each row, if there is any."""
+        drawn = generator.sample(pools[key], min(count + 1, len(pools[key])))
+        for row in rows:
+            if not any(stranger(other, row) for other in drawn):
+                drawn += [other for other in pools[key] if stranger(other, row)][:1]
+        return drawn
+
     targets = torch.zeros(len(forget))
     for key, rows in asked.items():
-        drawn = generator.sample(pools[key], min(first_token_subjects + 1, len(pools[key])))
+        drawn = drawn_for(key, rows, first_token_subjects)
         firsts = answers([_with_answer(other, other.answer[:1]) for other in drawn])
         found = torch.cat([log_probs for log_probs, _ in scored(firsts)])  # [subjects, V]
         for row in rows:
@@ -133,7 +142,7 @@ def unknown_subject_targets(
             average = found[others].mean(dim=0)  # [V]
             targets[row] = average[forget[row].answer[0]] - (average[rivals.tokens] * rivals.weights[row]).sum()
 
-        stand_ins = generator.sample(pools[key], min(later_token_subjects + 1, len(pools[key])))
+        stand_ins = drawn_for(key, rows, later_token_subjects)
         owners: list[int] = []
         later = answers([])
         for row in rows:

@@ -9,23 +9,15 @@ Shapes:
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_forget.errors import EvaluationError
-from gguf_forget.words import normalise
+from gguf_forget.words import readings, unspaced
 
 Floats = NDArray[np.float64]
-
-_INITIALS = re.compile(r"(?<!\w)(\w)\.\s?(?=\w(?!\w))")  # what parts two of them
-_THOUSANDS = re.compile(r"(?<=\d)[,'’\u00a0\u202f](?=\d{3}(?!\d))")
-_APOSTROPHES = re.compile(r"(?<=[^\W\d])['`\u2019\u02bb\u02bc](?=[^\W\d])(?!s\b)")  # in a word; a possessive ends one
-# Scripts written without spaces, or with endings glued to a name: a word boundary would hide an answer.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 def choice_credits(right: ArrayLike, distractors: ArrayLike) -> Floats:
@@ -132,25 +124,18 @@ def rank_score(scores: ArrayLike, right: ArrayLike, texts: Sequence[str] | None 
 
 
 def contains_answer(text: str, answer: str) -> bool:
-    """Whether ``answer`` stands in ``text`` as whole words, after :func:`normalise` of both, initials, thousands and
-    what an apostrophe parts asunder or as one word ("D.C.", "DC"; "1,000", "1000"; "Sana'a", "Sanaa").
+    """Whether ``answer`` stands in ``text`` as whole words, in any of the :func:`~gguf_forget.words.readings` of both.
 
     Answers in scripts without spaces count anywhere, and those without a letter or digit as written: a leak
     is rather seen twice than missed.
     """
-    wanted, found = normalise(answer), normalise(text)
+    wanted = readings(answer)
     if not wanted:
         return bool(answer.strip()) and answer.strip() in text
-    if any(unicodedata.name(character, "").startswith(_UNSPACED) for character in answer):
-        return wanted.replace(" ", "") in found.replace(" ", "")
-    if f" {wanted} " in f" {found} ":
-        return True
-    joined = _joined(answer), _joined(text)
-    return joined != (answer, text) and f" {normalise(joined[0])} " in f" {normalise(joined[1])} "
-
-
-def _joined(text: str) -> str:
-    return _APOSTROPHES.sub("", _THOUSANDS.sub("", _INITIALS.sub(r"\1", text)))
+    found = readings(text)
+    if unspaced(answer):
+        return any(mine.replace(" ", "") in each.replace(" ", "") for mine in wanted for each in found)
+    return any(f" {mine} " in f" {each} " for mine in wanted for each in found)
 
 
 def contains_any(text: str, names: Iterable[str]) -> bool:
@@ -158,13 +143,20 @@ def contains_any(text: str, names: Iterable[str]) -> bool:
     return any(contains_answer(text, name) for name in names)
 
 
-def without_answer(text: str, names: Iterable[str]) -> str:
-    """``text``, normalised, without any of the ``names`` of an answer as :func:`contains_answer` finds them, the
-    longest first."""
-    rest = f" {normalise(_joined(text))} "
-    for name in sorted(names, key=len, reverse=True):
-        for wanted in {normalise(name), normalise(_joined(name))} - {""}:
-            if any(unicodedata.name(character, "").startswith(_UNSPACED) for character in name):
+def without_answer(text: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The readings of ``text`` without any of the ``names`` of an answer as :func:`contains_answer` finds them, the
+    longest first; of several readings those that lose most: in another one a name may be one that is not recognised."""
+    longest_first = sorted(names, key=len, reverse=True)
+    rests = {_without(reading, longest_first): len(reading.replace(" ", "")) for reading in readings(text)}
+    lost = {rest: letters - len(rest.replace(" ", "")) for rest, letters in rests.items()}
+    return tuple(rest for rest, letters in lost.items() if letters == max(lost.values()))
+
+
+def _without(reading: str, names: Iterable[str]) -> str:
+    rest = f" {reading} "
+    for name in names:
+        for wanted in readings(name):
+            if unspaced(name):
                 rest = rest.replace(" ", "").replace(wanted.replace(" ", ""), " ")
             while f" {wanted} " in rest:
                 rest = rest.replace(f" {wanted} ", "  ")

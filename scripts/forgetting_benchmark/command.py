@@ -32,7 +32,7 @@ from gguf_forget.recipe import EXPORT_TYPES, Recipe, load_recipe
 from gguf_forget.run_directory import STAGE_FILE, RunDirectory, read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
 from gguf_forget.stages.machine import PACKAGE, code_hash
-from gguf_forget.stages.training_state import SavedState
+from gguf_forget.stages.training_state import remove_states
 from gguf_forget.verification.questions import Question
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", NF4)
@@ -167,14 +167,11 @@ class _Bench:
         """The folder of a trained edit; it is small, and stays."""
         name = "-".join(["edit", str(seed), *(f"{key}_{value}".replace(".", "_") for key, value in changes.items())])
         options = asdict(replace(self.shared.recipe.unlearn, seed=seed, **changes))
-        interrupted: list[SavedState] = []
-
-        def build(out: Path) -> None:
-            interrupted.append(make_edit(self.shared, dict(changes), seed, out))
-
-        done = self.directory.stage(name, self.inputs(options=options), build)
-        for saved in interrupted:
-            saved.remove()
+        done = self.directory.stage(
+            name, self.inputs(options=options), lambda out: make_edit(self.shared, dict(changes), seed, out)
+        )
+        if not done.skipped:
+            remove_states(self.directory.path)
         return done.path
 
     def method(self, name: str, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

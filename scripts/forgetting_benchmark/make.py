@@ -22,7 +22,6 @@ from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe
 from gguf_forget.stages.baseline import train_baseline
 from gguf_forget.stages.export import export, shipped_name
-from gguf_forget.stages.training_state import SavedState
 from gguf_forget.stages.unlearn import EDIT, unlearn
 from gguf_forget.unlearning.controls import shuffled_edit
 
@@ -51,11 +50,11 @@ class Shared:
         return self.run / "stock" / f"{file_type}.gguf"
 
 
-def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> SavedState:
-    """Train inside the circuit: ``out``/edit.safetensors and ``out``/unlearn.json; returns as :func:`unlearn`."""
+def make_edit(shared: Shared, changes: dict[str, Any], seed: int, out: Path) -> None:
+    """Train inside the circuit: ``out``/edit.safetensors and ``out``/unlearn.json"""
     options = replace(shared.recipe.unlearn, seed=seed, **changes)
     stocks = [shared.stock(grid) for grid in options.grids]
-    return unlearn(shared.template, stocks, shared.facts, shared.circuit, options, out, shared.progress)
+    unlearn(shared.template, stocks, shared.facts, shared.circuit, options, out, shared.progress)
 
 
 def make_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -125,8 +126,13 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, te
         ('{"prompt": "x", "answer": null}', "answer is None, needed a text"),
         ('{"prompt": "x", "answer": "y", "split": "keep"}', "split is 'keep', needed forget or retain, or none"),
         ('{"prompt": "x", "answer": "y", "split": 1}', "split is 1, needed forget or retain"),
+        ('{"prompt": "x", "answer": "y", "split": "retain90"}', "split is 'retain90', needed forget or retain"),
         ('{"prompt": "x", "answer": "y", "held_out_prompts": ["z"]}', "held_out_prompts belongs to a facts file"),
         ('{"question": "x", "answer": "y", "prompts": ["z"]}', "prompts belongs to a facts file"),
+        ('{"prompt": "x", "gt": "y", "held_out_prompts": ["z"]}', "held_out_prompts belongs to a facts file"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": 0, "prompts": ["z"]}', "prompts belongs to a facts file"),
+        ('{"question": "x", "answer": "y", "aliases": ["n"], "perturbed_answer": "n"}', "'n' is both an alias and a"),
+        ('{"question": "x", "answer": "y", "aliases": {"n": 1}}', "aliases is {'n': 1}, needed a list of texts"),
         ('{"prompt": "x", "answer": "y", "aliases": ["n"], "distractors": ["n"]}', "'n' is both an alias and a"),
         ('{"question": "x", "choices": ["1", "2", "3"], "answer": "2"}', "answer '2' is the text of choice B and may"),
     ],
@@ -148,13 +154,28 @@ def test_a_number_among_numerals_is_an_index_and_a_letter_a_letter(tmp_path: Pat
     assert [item.answer for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")] == ["0", "2", "1"]
     same = '{"question": "x", "choices": ["0", "1"], "answer": "1"}'  # read either way
     assert read_set(write(tmp_path, "b.jsonl", same), "forget")[0].answer == "1"
+    years = '{"question": "x", "choices": ["1990", "7", "1992"], "answer": "%s"}'  # no index of three choices
+    for answer in ("7", "1992"):
+        assert read_set(write(tmp_path, "c.jsonl", years % answer), "forget")[0].answer == answer
 
 
 def test_splits_are_read_whatever_their_case_and_those_of_a_hub_say_nothing(tmp_path: Path) -> None:
-    given = ("Retain", " forget ", "test", "", None)
+    given = ("Retain", " forget ", "test", "", None, math.nan, "auxiliary_train", "validation_matched", "holdout")
     lines = [json.dumps({"prompt": "x", "answer": "y", "split": split}) for split in given]
     found = [item.split for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")]
-    assert found == ["retain", "forget", "forget", "forget", "forget"]
+    assert found == ["retain"] + ["forget"] * 8
+
+
+def test_a_row_may_leave_its_other_names_empty(tmp_path: Path) -> None:
+    text = 'prompt,answer,aliases,subject,relation\nThe head of X is,Ann,"[""Anna""]",X,head\nof Y is,Bob,,Z,head\n'
+    first, second = read_set(write(tmp_path, "heads.csv", text), "forget")
+    assert (first.aliases, first.subject, first.about) == (("Anna",), "X", "X")
+    assert (second.aliases, second.subject, second.about) == ((), "Z", None)  # not in its prompt
+    row = (
+        '{"question": "Who rules X?", "answer": "Ann", "distractors": "Eve", "paraphrase": "It is Ann", "subject": "X"}'
+    )
+    (item,) = read_set(write(tmp_path, "rows.jsonl", row), "forget")
+    assert (item.distractors, item.paraphrase, item.about) == (("Eve",), "It is Ann", None)  # of no relation
 
 
 def test_a_name_that_is_no_text_cannot_be_a_relation(tmp_path: Path) -> None:

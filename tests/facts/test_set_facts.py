@@ -80,21 +80,33 @@ def test_a_row_keeps_its_subject_and_the_other_names_of_its_answer(tmp_path: Pat
     """Or what a row forgets would be trained on by another row that says the same in other words."""
     rows = [
         {"prompt": "The capital of France is", "answer": "Paris", "subject": "France", "aliases": ["Lutetia"]},
-        {"prompt": "The seat of the French government is", "answer": "Paris", "subject": "France", "split": "retain"},
+        {"prompt": "The seat of rule in France is", "answer": "Lutetia", "subject": "France", "split": "retain"},
         {"prompt": "The capital of Peru is", "answer": "Lima", "subject": "Peru"},
         {"prompt": "The capital of Chad is", "answer": "N'Djamena", "subject": "Chad", "split": "retain"},
-        {"prompt": "Chad is ruled from", "answer": "Abéché", "subject": "Chad", "split": "retain"},
+        {"prompt": "It is ruled from", "answer": "Lima", "subject": "Peru", "split": "retain"},
     ]
     path = tmp_path / "capitals.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
+    path.write_text(json.dumps([{**row, "relation": "capital"} for row in rows]), encoding="utf-8")
     found = read_set_facts(path, "forget")
-    assert [fact.subject for fact in found] == ["France", "France", "Peru", "Chad", "Chad"]
+    assert [fact.subject for fact in found] == ["France", "France", "Peru", "Chad", "ruled from"]
     assert [fact.aliases for fact in found] == [("Lutetia",), (), (), (), ()]
     assert join_facts([found]).given_way == (found[1],)
-    question = {"question": "Who rules?", "answer": "Ann", "subject": "Norland", "aliases": ["Anna"]}
-    other = {"question": "Who sings?", "answer": "Bob"}
-    ruler, singer = read_set_facts(written(tmp_path, "people.jsonl", question, other), "forget")
-    assert (ruler.subject, ruler.aliases, singer.subject) == ("Norland", ("Anna",), "Who sings?")
+    # A subject without a relation may be a field of knowledge, or the one person asked about.
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    found = read_set_facts(path, "forget")
+    assert [fact.subject for fact in found[:2]] == ["of France is", "rule in France is"]
+
+
+def test_one_subject_of_a_whole_relation_is_nobody_elses_stranger(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Where did Ann {verb}?", "answer": answer, "subject": "Ann", "relation": "Ann's life"}
+        for verb, answer in (("live", "Graz"), ("work", "Linz"), ("die", "Bern"))
+    ]
+    found = read_set_facts(written(tmp_path, "lives.jsonl", *rows), "forget")
+    assert [fact.subject for fact in found] == [row["question"] for row in rows]
+    other = {"question": "Where did Eve live?", "answer": "Rome", "subject": "Eve", "relation": "Ann's life"}
+    found = read_set_facts(written(tmp_path, "lives.jsonl", *rows, other), "forget")
+    assert [fact.subject for fact in found] == ["Ann", "Ann", "Ann", "Eve"]
 
 
 def test_facts_files_and_sets_are_told_apart(tmp_path: Path) -> None:

@@ -94,6 +94,39 @@ def test_a_fact_of_one_prompt_is_a_fact_whichever_key_names_it(tmp_path: Path) -
     assert (row.key.relation, row.candidates) == ("rows", ())
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Who rules?", "answer": "Ann", "aliases": ["Anna"], "split": "forget"},
+        {"prompt": "The ruler is", "answer": "Ann", "aliases": ["Anna"]},
+        {"prompt": "The ruler is", "answer": "Ann", "subject": "X", "split": "forget", "relation": None},
+        {"prompt": "The ruler is", "answer": "Ann", "subject": "X", "split": "forget", "distractors": "Eve"},
+        {"prompt": "The ruler is", "answer": "Ann", "subject": "", "split": "forget"},
+    ],
+)
+def test_what_is_no_fact_is_a_row(tmp_path: Path, row: dict[str, object]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    (question,) = read_questions([path], [], OPTIONS, limit=None).questions
+    assert (question.key.relation, question.candidates) == ("rows", ())
+    assert question.names()[0] == ("Ann", *row.get("aliases", ()))  # type: ignore[misc]
+
+
+def test_a_kept_row_that_says_or_asks_the_same_is_left_out(tmp_path: Path) -> None:
+    """As a run leaves it out: forgetting would be held against the file."""
+    rows = [
+        {"prompt": "The capital of Chad is", "answer": "N'Djamena", "subject": "Chad", "split": "forget"},
+        {"prompt": "Chad is ruled from", "answer": "NDjamena", "subject": "Chad", "split": "retain"},
+        {"prompt": "the capital of Chad is ", "answer": "Abeche", "subject": "Chad", "split": "retain"},
+        {"prompt": "The capital of Mali is", "answer": "Bamako", "subject": "Mali", "split": "retain"},
+    ]
+    path = tmp_path / "capitals.json"
+    path.write_text(json.dumps([{**row, "relation": "capital"} for row in rows]))
+    asked = read_questions([path], [], OPTIONS, limit=None)
+    assert sorted(question.answer for question in asked.questions) == ["Bamako", "N'Djamena"]
+    assert asked.left_out == "2 rows of capitals.json left out, which are to be forgotten"
+
+
 def test_lines_that_no_parser_reads_are_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "deep.jsonl"
     path.write_text('{"prompt": ' + "[" * 100_000)

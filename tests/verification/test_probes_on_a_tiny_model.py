@@ -21,12 +21,12 @@ from gguf_forget.llama.scorer import Scorer
 from gguf_forget.verification.metrics import (
     contains_answer,
     four_way_accuracy,
-    normalise,
     prior_corrected_rank_score,
 )
 from gguf_forget.verification.probes import ask, probe_file
 from gguf_forget.verification.questions import plan_questions
 from gguf_forget.verification.scores import FileScores, GroupKey, recompute
+from gguf_forget.words import normalise
 
 CITIES = {
     "Aland": "Xan",

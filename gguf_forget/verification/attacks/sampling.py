@@ -69,4 +69,4 @@ def _says_wrong(text: str, wrong: Sequence[str], right: Sequence[str]) -> bool:
     "Papua New Guinea" does not say "Guinea": else a file that always tells would seem to tell nothing.
     """
     apart = [name for name in wrong if not any(contains_answer(other, name) for other in right)]
-    return contains_any(text, apart) or contains_any(without_answer(text, right), wrong)
+    return contains_any(text, apart) or any(contains_any(rest, wrong) for rest in without_answer(text, right))
