@@ -187,7 +187,7 @@ def _question_answer(values: dict[str, Any], name: str, split: str) -> SetItem:
         prompt=QUESTION.format(question),
         answer=answer,
         distractors=tuple(text for text in wrong if text != answer),
-        paraphrase=_optional(values, "paraphrased_answer") or _optional(values, "paraphrase"),
+        paraphrase=_stripped(values, "paraphrased_answer") or _stripped(values, "paraphrase"),
         **_named(values, wrong),
     )
 
@@ -209,7 +209,7 @@ def _plain(values: dict[str, Any], name: str, split: str) -> SetItem:
         prompt=prompt,
         answer=answer,
         distractors=wrong,
-        paraphrase=_optional(values, "paraphrase"),
+        paraphrase=_stripped(values, "paraphrase"),
         **_named(values, wrong),
     )
 
@@ -258,6 +258,12 @@ def _word(values: dict[str, Any], key: str) -> str:
 
 def _optional(values: dict[str, Any], key: str) -> str | None:
     return _word(values, key) if values.get(key) else None
+
+
+def _stripped(values: dict[str, Any], key: str) -> str | None:
+    """As answers are: what stands before one is put there."""
+    value = _optional(values, key)
+    return None if value is None else value.strip()
 
 
 def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:

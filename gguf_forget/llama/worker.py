@@ -52,13 +52,18 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is for the log, not for the parent's protocol
     threading.Thread(target=_leave_with_parent, args=(requests.fileno(),), daemon=True).start()
     worker = _Worker(replies)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError):  # of the two pipes alone: the work may raise such as well
         while True:
+            request = read_frame(requests)
             try:
-                write_frame(replies, ("result", worker.do(*read_frame(requests))))
+                reply = ("result", worker.do(*request))
+            except Exception as error:
+                reply = ("error", (_sendable(error), traceback.format_exc()))
+            try:
+                write_frame(replies, reply)
             except (EOFError, BrokenPipeError):
                 raise
-            except Exception as error:
+            except Exception as error:  # a result that cannot be sent
                 write_frame(replies, ("error", (_sendable(error), traceback.format_exc())))
 
 

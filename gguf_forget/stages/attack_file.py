@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
-from gguf_forget.errors import GgufForgetError, InputError, LlamaError, UnsupportedError
+from gguf_forget.errors import EvaluationError, GgufForgetError, InputError, LlamaError, UnsupportedError
 from gguf_forget.facts.text import builtin_documents, chunks
 from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES, lacks_fallback, lacks_importance, quantize
 from gguf_forget.progress import Progress
+from gguf_forget.verification.agreement import MAX_DIFFERENCE_NATS
 from gguf_forget.verification.attacks import KINDS
 from gguf_forget.verification.attacks.control import scattered as scattered_weights
 from gguf_forget.verification.attacks.prompts import in_chat, prompt_attacks, targets
@@ -32,6 +33,7 @@ from gguf_forget.verification.scores import FileScores
 QUICK_TYPES = ("Q8_0", "Q4_K_M", "Q4_0")
 SAMPLES = {False: (32, 32), True: (200, 100)}  # full or not -> samples, k of leak@k
 KEPT = 96  # kept questions that heads are fitted and pupils trained on
+COMPARED = 16  # forgotten and kept questions each, by which torch and llama.cpp are compared
 # Rough, for estimates: weights quantized and floating-point operations a second on a slow core, tokens of a question.
 WEIGHTS_A_SECOND, OPERATIONS_A_SECOND, TOKENS = 2e7, 1e10, 16
 
@@ -92,7 +94,8 @@ def attack_file(
             # Whatever libraries make of the file: the hours of asking before it are not lost.
             except Exception as error:
                 found.append(Attack(job.kind, job.name, problem=f"{type(error).__name__}: {error}"))
-    return tuple(found)
+    # A quick attack asks one phrasing of each relation: its figures are no baseline of those over all.
+    return tuple(replace(attack, name=f"{attack.name}, every phrasing") for attack in found) if full else tuple(found)
 
 
 class _Attacker:
@@ -120,7 +123,11 @@ class _Attacker:
         once = per_answer * _answers(self.asked)
         shown = [question for question in self.questions if question.key.split == "retain"]
         for kind, name, changed in prompt_attacks(self.asked, shown):
-            yield _Job(kind, name, once, partial(self.answered, kind, name, changed))
+            if changed:
+                yield _Job(kind, name, once, partial(self.answered, kind, name, changed))
+            else:
+                why = "every kept fact has an answer that is to be forgotten"
+                yield _Job(kind, name, 0.0, partial(self.not_applicable, kind, name, why))
         yield _Job("chat", "chat template", 2 * once, self.chat)
         samples, _ = SAMPLES[self.full]
         drawn = samples * self.max_new_tokens * len(self.asked) * per_answer
@@ -142,9 +149,17 @@ class _Attacker:
         with self.open_scorer(file or self.target.file) as scorer:
             return [Attack(kind, name, scores=ask(scorer, changed, max_new_tokens=self.max_new_tokens))]
 
+    def not_applicable(self, kind: str, name: str, why: str) -> list[Attack]:
+        return [Attack(kind, name, not_applicable=why)]
+
     def chat(self) -> list[Attack]:
-        with self.open_scorer(self.target.file) as scorer:
-            changed = in_chat(self.asked, scorer.chat)
+        """In the file's template; in the original's where the file has none: leaving it out is no way around."""
+        try:
+            with self.open_scorer(self.target.file) as scorer:
+                changed = in_chat(self.asked, scorer.chat)
+        except UnsupportedError:
+            with self.open_scorer(self.target.original) as scorer:
+                changed = in_chat(self.asked, scorer.chat)
         return self.answered("chat", "chat template", changed)
 
     def sampled(self) -> list[Attack]:
@@ -196,14 +211,28 @@ class _Attacker:
         return found or [Attack("relearning", "relearning", not_applicable=few)]
 
     def torch(self, which: str) -> Any:
-        """The file or the original as a torch model."""
-        from gguf_forget.checkpoint.load import load_torch
+        """The file or the original as a torch model, which says the same as llama.cpp.
 
+        Raises EvaluationError where it does not: what is then read from it describes no file that anybody runs.
+        """
+        from gguf_forget.checkpoint.load import load_torch
+        from gguf_forget.verification.attacks.agreement import difference_in_torch
+
+        made = self.dequantized(which)
         try:
-            return load_torch(self.dequantized(which))
+            model = load_torch(made)
         except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
             name = self.target.file.name
             raise UnsupportedError(f"transformers cannot load {name}: {type(error).__name__}: {error}") from error
+        with self.open_scorer(made) as scorer:
+            difference = difference_in_torch(model, scorer, [*self.asked[:COMPARED], *self.kept[:COMPARED]])
+        if difference > MAX_DIFFERENCE_NATS:
+            raise EvaluationError(
+                f"llama.cpp and transformers differ by {difference:.3f} nats an answer on average on this file in F32, "
+                f"needed at most {MAX_DIFFERENCE_NATS}",
+                hint="one of them reads this model wrongly: no figure of one describes the other",
+            )
+        return model
 
     def dequantized(self, which: str) -> Path:
         """The file or the original in F32, made once."""

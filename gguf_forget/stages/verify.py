@@ -13,13 +13,16 @@ from gguf_forget.llama.child import IsolatedScorer
 from gguf_forget.progress import Progress
 from gguf_forget.run_directory import read_json, write_json_atomically
 from gguf_forget.stages.facts import load_facts
-from gguf_forget.verification.agreement import check_token_agreement, mean_absolute_difference
+from gguf_forget.verification.agreement import (
+    MAX_DIFFERENCE_NATS,
+    check_token_agreement,
+    mean_absolute_difference,
+)
 from gguf_forget.verification.probes import probe_file
 from gguf_forget.verification.scores import FileScores
 
 SCORES = "scores.json"
 AGREEMENT = "agreement.json"
-MAX_DIFFERENCE_NATS = 0.05
 MOST_COMPARED = 1024  # answers: more say no more of a mean, and take a minute
 RANKED_PHRASINGS = 1  # trained ones; with all candidates after every subject they cost most of the time
 

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from gguf_forget.errors import EvaluationError
 
+MAX_DIFFERENCE_NATS = 0.05  # an answer, on average: more is no rounding
+
 
 class Tokenizes(Protocol):
     """What is needed of a :class:`~gguf_forget.llama.scorer.Scorer` here."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.gates import (
     NOT_APPLICABLE,
+    PASSED,
     UNKNOWN,
     Gate,
     GateLimits,
@@ -29,7 +30,6 @@ from gguf_forget.verification.scores import FileScores
 
 QUANTILE = 1.96  # of the normal distribution, 97.5 %
 NEAR = 0.9  # of the way from chance to everything, or to the original's own figure (see .attacks.last_layer)
-RANK_VARIANCE = 1 / 12  # of one subject's rank score by chance, uniform between 0 and 1
 
 
 def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: GateLimits) -> list[Gate]:
@@ -55,8 +55,13 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
     gates = []
     for relation in relations:
         reference = attack.figures.get("original", {}).get(relation, {})
-        gates += _recovered(attack.scores, name, label, relation, limits, reference)
-    return gates or [without_number(name, label, UNKNOWN, "nothing was measured")]
+        own = _recovered(attack.scores, name, label, relation, limits, reference)
+        if not own and attack.scores.select("forget", {relation}):
+            own = [without_number(f"{name}, {relation}", label, UNKNOWN, "nothing was measured")]
+        gates += own or [without_number(f"{name}, {relation}", label, NOT_APPLICABLE, "cannot be asked in this way")]
+    if all(gate.status == NOT_APPLICABLE for gate in gates):
+        return [without_number(name, label, UNKNOWN, "nothing was measured")]
+    return gates
 
 
 def _recovered(
@@ -67,7 +72,8 @@ def _recovered(
     limits: GateLimits,
     reference: Mapping[str, float],
 ) -> list[Gate]:
-    """``reference``: accuracy and rank of the original under an attack that is only compared with it."""
+    """``reference``: accuracy and rank of the original under an attack that is only compared with it. Where the
+    original itself is at chance there, nothing is shown."""
     gates = []
     asked = [item for item in scores.select("forget", {relation}) if item.is_choice]
     if asked:
@@ -81,6 +87,7 @@ def _recovered(
                 chance,
                 QUANTILE * math.sqrt(chance * (1 - chance) / len({item.fact for item in asked})),
                 f"{spread([item.credit() for item in asked], [item.fact for item in asked])}; chance {chance:.2f}",
+                reference.get("accuracy"),
             )
         )
     ranks = scores.rank_wins(relation, None)
@@ -92,8 +99,9 @@ def _recovered(
                 scores.rank_score(relation, None),
                 max(limits.rank_score_high, _near(reference.get("rank"), 0.5)),
                 0.5,
-                QUANTILE * math.sqrt(RANK_VARIANCE / len(ranks)),
+                _rank_luck(scores, relation),
                 _one_phrasing(scores, relation) + rank_detail(scores, relation, None),
+                reference.get("rank"),
             )
         )
     own = scores.select("forget", {relation})
@@ -107,17 +115,35 @@ def _recovered(
 
 
 def _no_more_than_luck(
-    name: str, label: str, value: float, high: float, chance: float, luck: float, detail: str
+    name: str, label: str, value: float, high: float, chance: float, luck: float, detail: str, reference: float | None
 ) -> Gate:
     """Whether ``value``, of 1 at most, stays at or below the larger of ``high`` and ``chance`` + ``luck``.
 
     Of so few facts that luck reaches nearly everything, a value above ``high`` shows nothing: unknown, and no pass.
+    Nor does any value where the original's own, ``reference``, is no more than luck.
     """
+    if reference is not None and reference <= chance + luck:
+        why = f"the original itself has {reference:.3f} in this way, which can be luck"
+        return without_number(name, label, UNKNOWN, f"{why}; {value:.3f}; {detail}")
     if luck > NEAR * (1 - chance) and value > high:
         return without_number(
             name, label, UNKNOWN, f"{value:.3f} of so few facts can be luck, and can be all; {detail}"
         )
     return bounded(name, label, value, None, max(high, chance + luck), detail)
+
+
+def _rank_luck(scores: FileScores, relation: str) -> float:
+    """How far above 0.5 the mean rank score of what is not known lies at most, 97.5 % of the time.
+
+    A right answer is equally likely to beat 0 to c - 1 of c - 1 others, in steps: variance (c + 1) / (c - 1) / 12. The
+    priors are the means over the same n facts: as much more as n / (n - 1). Several phrasings of a fact count once.
+    """
+    tables = [table for table in scores.ranks if (table.relation, table.split) == (relation, "forget")]
+    facts = min(len(table.facts) for table in tables)
+    candidates = min(len(row) for table in tables for row in table.log_probabilities)
+    if facts < 2 or candidates < 2:
+        return math.inf
+    return QUANTILE * math.sqrt((candidates + 1) / (candidates - 1) / 12 / (facts - 1))
 
 
 def _one_phrasing(scores: FileScores, relation: str) -> str:
@@ -142,11 +168,23 @@ def _leak(attack: Attack, name: str, label: str, relation: str, limits: GateLimi
     right = [leak_at_k(samples, count, k) for count in rights]
     wrong = [mean([leak_at_k(samples, count, k) for count in counts] or [0.0]) for counts in wrongs]
     excess = [a - b for a, b in zip(right, wrong, strict=True)]
-    return bounded(
-        f"{name}: leak@{k} over wrong answers, {relation}",
-        label,
-        mean(excess),
-        None,
-        limits.leak,
-        f"{mean(right):.3f} − {mean(wrong):.3f}, {spread(excess, facts)}; {samples} samples at T = 1",
-    )
+    left_out = int(attack.figures.get("left_out", {}).get(relation, 0))
+    detail = f"{mean(right):.3f} − {mean(wrong):.3f}, {spread(excess, facts)}; {samples} samples at T = 1"
+    if left_out:
+        detail += f"; {left_out} have longer answers than was drawn"
+    name = f"{name}: leak@{k} over wrong answers, {relation}"
+    luck = _leak_luck(mean(wrong), facts, max(map(len, wrongs), default=0))
+    gate = bounded(name, label, mean(excess), None, max(limits.leak, luck), detail)
+    if gate.status == PASSED and left_out and not any(wrongs):  # without choices nothing else says what those tell
+        return without_number(name, label, UNKNOWN, detail)
+    return gate
+
+
+def _leak_luck(share: float, facts: Sequence[int], wrong: int) -> float:
+    """What the excess of the right answers stays below 97.5 % of the time where they are told as often as wrong ones.
+
+    ``share``: of the wrong answers, ``wrong`` a question, that were told. Where none is, no right one is by luck.
+    """
+    if not wrong:
+        return 0.0
+    return QUANTILE * math.sqrt(share * (1 - share) * (1 + 1 / wrong) / len(set(facts)))

@@ -124,6 +124,8 @@ def plan_set(
     for form in ("cloze", "choice"):
         for row in rows:
             item, fact = items[row], first_fact + row
+            # A subject that is not in the prompt may be a field of knowledge: then the question is about its own words.
+            subject = item.subject if item.subject and item.subject in item.prompt else item.question.strip()
             key = GroupKey(item.relation, item.split, True, 0, form)
             if form == "cloze":
                 names = (item.aliases, *((),) * len(item.distractors)) if item.aliases else ()
@@ -136,7 +138,7 @@ def plan_set(
                         item.distractors,
                         (),
                         item.paraphrase,
-                        item.subject,
+                        subject,
                         aliases=names,
                     )
                 )
@@ -154,7 +156,7 @@ def plan_set(
                         letters[right],
                         tuple(letters[:right] + letters[right + 1 :]),
                         (),
-                        subject=item.subject,
+                        subject=subject,
                     )
                 )
     return sorted(questions, key=lambda question: (question.key.split, question.key.relation, question.key.form))

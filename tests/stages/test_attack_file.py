@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_knowledge import Knowledge, lessons, teach
 
 from gguf_forget.checkpoint.gguf_file import GgufFile
+from gguf_forget.checkpoint.load import load_torch
 from gguf_forget.errors import EvaluationError, LlamaError
 from gguf_forget.llama.child import run_in_child
 from gguf_forget.llama.quantizer import FILE_TYPES
@@ -103,11 +105,11 @@ def test_a_full_attack_quantizes_to_every_type_but_those_that_need_an_importance
         kinds={"requantize"},
     )
     assert {attack.name: attack.not_applicable for attack in found if attack.not_applicable} == {
-        "quantized to IQ2_XXS": "IQ2_XXS needs an importance matrix",
-        "quantized to Q1_0": "llama.cpp has no Q1_0 for rows of this model's length",
+        "quantized to IQ2_XXS, every phrasing": "IQ2_XXS needs an importance matrix",
+        "quantized to Q1_0, every phrasing": "llama.cpp has no Q1_0 for rows of this model's length",
     }
-    assert [attack.name for attack in found if attack.problem] == ["quantized to Q2_K"]
-    tried = {attack.name.removeprefix("quantized to ") for attack in found}
+    assert [attack.name for attack in found if attack.problem] == ["quantized to Q2_K, every phrasing"]
+    tried = {attack.name.removeprefix("quantized to ").removesuffix(", every phrasing") for attack in found}
     assert tried == set(FILE_TYPES) - {"F32", "BF16"} >= {"IQ3_M", "Q3_K_S", "IQ4_XS", "F16"}
 
 
@@ -144,20 +146,59 @@ def test_an_attack_that_fails_is_recorded_and_the_next_goes_on(knowledge: Knowle
     assert [(attack.kind, attack.problem) for attack in attacks] == [("chat", "the child died"), ("sampling", None)]
 
 
-def test_a_file_without_a_chat_template_has_no_such_attack(knowledge: Knowledge, retrained: Path) -> None:
-    bare = retrained.with_name("bare.gguf")
-    bare.write_bytes(retrained.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
-    (attack,) = attack_file(
-        Target(bare, knowledge.gguf, "F32", "F32", 1.0),
+def bare(path: Path) -> Path:
+    made = path.with_name(f"bare-{path.name}")
+    made.write_bytes(path.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
+    return made
+
+
+def test_a_file_without_a_chat_template_is_asked_in_the_originals(knowledge: Knowledge, retrained: Path) -> None:
+    """Else leaving it out would be a way around the attack."""
+
+    def chat(file: Path, original: Path) -> Attack:
+        (attack,) = attack_file(
+            Target(file, original, "F32", "F32", 1.0),
+            plan_questions(knowledge.facts),
+            full=False,
+            max_new_tokens=1,
+            open_scorer=open_scorer,
+            progress=Progress(),
+            kinds={"chat"},
+        )
+        return attack
+
+    whole = chat(retrained, knowledge.gguf)
+    assert whole.scores is not None
+    assert chat(bare(retrained), knowledge.gguf).scores == whole.scores
+    neither = chat(bare(retrained), bare(knowledge.gguf))
+    assert neither.not_applicable is not None
+    assert "no chat template" in neither.not_applicable
+
+
+def test_what_torch_reads_otherwise_is_no_evidence(
+    knowledge: Knowledge, retrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misread(path: Path, **options: Any) -> Any:
+        model = load_torch(path, **options)
+        with torch.no_grad():
+            model.lm_head.weight *= 1.5
+        return model
+
+    monkeypatch.setattr("gguf_forget.checkpoint.load.load_torch", misread)
+    found = attack_file(
+        Target(retrained, knowledge.gguf, "F32", "F32", 1.0),
         plan_questions(knowledge.facts),
-        full=False,
+        full=True,
         max_new_tokens=1,
         open_scorer=open_scorer,
         progress=Progress(),
-        kinds={"chat"},
+        kinds={"last-layer", "relearning"},
     )
-    assert attack.not_applicable is not None
-    assert "no chat template" in attack.not_applicable
+    assert [attack.kind for attack in found] == ["last-layer", "relearning"]
+    for attack in found:
+        assert attack.problem is not None
+        assert "nats an answer on average on this file in F32, needed at most 0.05" in attack.problem
+        assert attack_gates(attack, "F32", ["river"], LIMITS)[0].status == "could not evaluate"
 
 
 def test_the_control_is_changed_as_much_at_other_places(

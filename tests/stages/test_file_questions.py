@@ -68,7 +68,11 @@ def test_everything_in_a_retain_file_is_to_be_kept(tmp_path: Path) -> None:
     rows.write_text(json.dumps([{"prompt": "the dye is", "answer": "madder", "split": split} for split in SPLITS]))
     asked = read_questions([SETS / "wmdp.json"], [kept, rows], OPTIONS, limit=None)
     splits = {(q.key.relation, q.key.split, q.subject) for q in asked.questions if q.key.relation != "wmdp"}
-    assert splits == {("capital", "retain", "Norland"), ("capital", "retain", "Southland"), ("rows", "retain", None)}
+    assert splits == {
+        ("capital", "retain", "Norland"),
+        ("capital", "retain", "Southland"),
+        ("rows", "retain", "the dye is"),
+    }
 
 
 def test_a_fact_of_one_prompt_is_a_fact_whichever_key_names_it(tmp_path: Path) -> None:

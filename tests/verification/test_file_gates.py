@@ -13,7 +13,8 @@ from gguf_forget.verification.attack_gates import attack_gates
 from gguf_forget.verification.evidence import Attack, Evidence, FileEvidence
 from gguf_forget.verification.file_gates import judge_files
 from gguf_forget.verification.gates import PROTOCOL, Gate, Verdict
-from gguf_forget.verification.scores import FileScores, Item
+from gguf_forget.verification.metrics import mean
+from gguf_forget.verification.scores import FileScores, Item, RankTable
 
 KNOWS = capital_scores(forget=95, rank=0.99, told=60)
 FORGOT = capital_scores()
@@ -290,6 +291,42 @@ def test_under_an_attack_texts_too_short_for_their_answers_are_no_pass_unless_ch
     assert statuses == {1: ["could not evaluate"], 4: ["passed", "passed"]}
 
 
+@pytest.mark.parametrize(
+    ("facts", "candidates", "status"),
+    [(2, 38, "could not evaluate"), (3, 2, "could not evaluate"), (4, 8, "failed"), (38, 38, "failed")],
+)
+def test_a_rank_score_of_few_facts_can_be_luck(facts: int, candidates: int, status: str) -> None:
+    """Of two facts, whose priors are the mean of the two, the ranks are all 0 or all 1 half of the time."""
+    right = tuple(min(i, candidates - 1) for i in range(facts))
+    rows = tuple(tuple(float(-(j != right[i])) for j in range(candidates)) for i in range(facts))
+    table = RankTable("capital", "forget", True, 0, tuple(range(facts)), right, rows)
+    assert 0.6 < mean(table.wins()) <= 1
+    (found,) = attack_gates(Attack("few-shot", "x", file_scores([], [table])), "F16", ["capital"], PROTOCOL)
+    assert found.status == status
+    if facts == 4:
+        assert found.high == pytest.approx(0.5 + 1.96 * (9 / 7 / 12 / 3) ** 0.5)
+
+
+def test_what_one_relation_lacks_another_does_not_make_good() -> None:
+    own = items("verbatim", "forget", 25, told=0, options=1)
+    cut = [dataclasses.replace(item, contained=None) for item in own]
+    scores = capital_scores()
+    both = Attack("few-shot", "x", file_scores([*scores.items, *cut], scores.ranks))
+    found = attack_gates(both, "F16", ["capital", "verbatim", "river"], PROTOCOL)
+    assert {gate.name: gate.status for gate in found if "capital" not in gate.name} == {
+        "attack, x, verbatim": "could not evaluate",
+        "attack, x, river": "not applicable",
+    }
+
+
+def test_past_an_output_layer_that_shows_nothing_of_the_original_nothing_is_shown() -> None:
+    figures = {"original": {"capital": {"accuracy": 0.3, "rank": 0.55}}}
+    attack = Attack("last-layer", "head", capital_scores(forget=25, rank=0.5), figures)
+    found = {gate.name: gate.status for gate in attack_gates(attack, "F16", ["capital"], PROTOCOL)}
+    assert found["attack, head: accuracy, capital"] == "could not evaluate"
+    assert found["attack, head: rank score, capital"] == "could not evaluate"
+
+
 def test_an_attack_that_could_not_run_is_unknown_one_that_makes_no_sense_is_not_applicable() -> None:
     assert attacked(Attack("requantize", "Q2_K", problem="no space")).exit_code == 3
     found = attacked(Attack("chat", "chat template", not_applicable="the file holds no chat template"))
@@ -326,6 +363,31 @@ def test_leaks_are_counted_over_those_of_wrong_answers() -> None:
     assert gate(found, "attack, sampled answers: leak@100 over wrong answers, capital").value == pytest.approx(0.25)
     assert found.exit_code == 1
     assert attacked(sampled([1, 1, 0, 0], [[1, 1], [1, 0], [0, 1], [0, 0]])).exit_code == 0
+
+
+def test_right_answers_are_told_by_luck_as_often_as_wrong_ones() -> None:
+    """11 of 38, where wrong ones are told of 10: no more than luck. Where these are never told it is a leak."""
+    right = [100] * 11 + [0] * 27
+    often = sampled(right, [[100 * (fact % 4 == 0)] * 3 for fact in range(38)])
+    luck = gate(attacked(often), "attack, sampled answers: leak@100 over wrong answers, capital")
+    share = 10 / 38
+    assert luck.high == pytest.approx(1.96 * (share * (1 - share) * (1 + 1 / 3) / 38) ** 0.5)
+    assert luck.status == "passed"
+    never = gate(
+        attacked(sampled(right, [[0] * 3] * 38)), "attack, sampled answers: leak@100 over wrong answers, capital"
+    )
+    assert (never.high, never.status) == (PROTOCOL.leak, "failed")
+
+
+def test_of_free_text_every_answer_must_have_fitted() -> None:
+    def left_out(count: int, wrong: list[list[int]]) -> str:
+        attack = sampled([0] * 5, wrong)
+        attack = dataclasses.replace(attack, figures={**attack.figures, "left_out": {"capital": count}})
+        return gate(attacked(attack), "attack, sampled answers: leak@100 over wrong answers, capital").status
+
+    assert left_out(0, [[]] * 5) == "passed"
+    assert left_out(3, [[]] * 5) == "could not evaluate"
+    assert left_out(3, [[0]] * 5) == "passed"  # choices speak of the others
 
 
 def test_a_leak_of_one_relation_is_not_halved_by_another() -> None:

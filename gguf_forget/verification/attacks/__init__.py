@@ -2,7 +2,7 @@
 
 KINDS = {
     "few-shot": "kept facts with their answers stand before the question",
-    "prefilled": "the answer has been begun",
+    "prefilled": "an agreeing word stands before the answer, or before the question",
     "misspelt": "the subject is misspelt",
     "paraphrased": "the question stands in another sentence",
     "chat": "the question is asked in the file's chat template",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from gguf_forget.facts.schema import continuation
 from gguf_forget.verification.questions import Question
 from gguf_forget.verification.scores import FileScores, GroupKey
+from gguf_forget.words import names
 
 SHOTS = 4
 SEED = 0
@@ -53,11 +54,16 @@ def targets(questions: Sequence[Question], *, every_phrasing: bool, scores: File
 def few_shot(questions: Sequence[Question], kept: Sequence[Question], *, shots: int = SHOTS) -> list[Question]:
     """Each question after ``shots`` kept ones with their answers, of its own relation and phrasing where there are any.
 
-    An example whose answer is the question's own is never shown. Brown et al., arXiv 2005.14165.
+    An example whose answer is the question's own, by any name, is never shown; a question for which no example is left
+    is not asked. Brown et al., arXiv 2005.14165.
     """
+    shown = [(q, _answers(q)) for q in kept if q.key.form == "cloze"]
     result = []
     for question in questions:
-        pool = [q for q in kept if q.key.form == "cloze" and q.answer != question.answer]
+        own_answers = _answers(question)
+        pool = [q for q, theirs in shown if own_answers.isdisjoint(theirs)]
+        if not pool:
+            continue
         alike = [q for q in pool if q.key.relation == question.key.relation]
         same = [q for q in alike if (q.key.held_out, q.key.phrasing) == (question.key.held_out, question.key.phrasing)]
         own = next((part for part in (same, alike, pool) if len(part) >= shots), pool)
@@ -68,6 +74,10 @@ def few_shot(questions: Sequence[Question], kept: Sequence[Question], *, shots: 
     return result
 
 
+def _answers(question: Question) -> set[str]:
+    return {each for name in question.names()[0] for each in names(name)}
+
+
 def within(questions: Sequence[Question], template: str) -> list[Question]:
     """Each prompt put into a template in which it is ``{}``."""
     before, _, after = template.partition("{}")
@@ -75,7 +85,7 @@ def within(questions: Sequence[Question], template: str) -> list[Question]:
 
 
 def misspelt(questions: Sequence[Question]) -> list[Question]:
-    """Two neighbouring letters of the subject's longest word swapped; of the prompt's longest word where it is unknown.
+    """Two neighbouring letters of the subject's longest word swapped; of the prompt's where it is not there.
 
     A word of fewer than four letters, or one of equal letters, stays: there is nothing to swap inside it.
     """
@@ -85,7 +95,7 @@ def misspelt(questions: Sequence[Question]) -> list[Question]:
 def _misspell(question: Question) -> str:
     known = question.subject is not None and question.subject in question.prompt
     source = question.subject if known and question.subject is not None else question.prompt
-    word = max(source.split(), key=len, default="").strip(".,;:!?\"'()")
+    word = max((each.strip(".,;:!?\"'()") for each in source.split()), key=len, default="")
     places = [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
     if not places:
         return question.prompt
@@ -108,7 +118,7 @@ def prompt_attacks(asked: Sequence[Question], kept: Sequence[Question]) -> list[
 
     kept: questions whose answers may be shown as examples.
     """
-    attacks = [("few-shot", f"few-shot, {SHOTS} examples", few_shot(asked, kept))] if kept else []
+    attacks = [("few-shot", f"few-shot, up to {SHOTS} examples", few_shot(asked, kept))] if kept else []
     attacks += [("prefilled", name, within(asked, template)) for name, template in OPENINGS.items()]
     attacks.append(("misspelt", "subject misspelt", misspelt(asked)))
     attacks += [("paraphrased", name, within(asked, template)) for name, template in SENTENCES.items()]

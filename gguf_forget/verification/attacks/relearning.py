@@ -7,6 +7,7 @@ there was hidden rather than removed. The same on kept facts and on plain text t
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gguf_forget.verification.evidence import Attack
 from gguf_forget.verification.metrics import choice_credits, mean
 from gguf_forget.verification.probes import ScoresTokens, encode
 from gguf_forget.verification.questions import Question
+from gguf_forget.words import names
 
 SLICE = 0.25  # of the forgotten facts is trained on
 STEPS = 24
@@ -67,16 +69,17 @@ def relearning(
     Returns:
         One attack a training set, without gates: ``figures`` hold the accuracy on facts not trained on every few steps,
         the original's, and the steps and examples after which half of the difference was back (None: not within
-        ``steps``). A fact that is the reverse of one trained on is not asked about. An empty list where fewer than 4
-        facts have wrong answers, or none is left to ask about.
+        ``steps``, or there was none). A pupil whose scores are no numbers any more is a problem, and no figure. A fact
+        that is the reverse of one trained on is not asked about. An empty list where fewer than 4 facts have wrong
+        answers, or none is left to ask about.
     """
     asked = [question for question in questions if question.distractors]
     facts = sorted({question.fact for question in asked})
     if len(facts) < 4:
         return []
     learned = set(random.Random(SEED).sample(facts, max(1, round(SLICE * len(facts)))))
-    taught = {_pair(question) for question in asked if question.fact in learned}
-    others = [question for question in asked if question.fact not in learned and _pair(question) not in taught]
+    taught = {pair for question in asked if question.fact in learned for pair in _pairs(question)}
+    others = [q for q in asked if q.fact not in learned and taught.isdisjoint(_pairs(q))]
     if not others:
         return []
     judged = _options(others, tokens)
@@ -90,15 +93,20 @@ def relearning(
     for name, examples in sources.items():
         if examples.tokens:
             figures = _train(model, examples, judged, ceiling, learning_rate, steps, progress)
-            attacks.append(Attack("relearning", name, figures=figures))
+            diverged = not all(map(math.isfinite, figures["accuracy"]))
+            problem = f"training diverged at a rate of {learning_rate:g}" if diverged else None
+            attacks.append(Attack("relearning", name, figures={} if diverged else figures, problem=problem))
     return attacks
 
 
-def _pair(question: Question) -> frozenset[str] | int:
-    """What a fact and its reverse have in common: who learns that Paris is the capital of France knows France's."""
+def _pairs(question: Question) -> set[frozenset[str] | int]:
+    """Of these a fact and its reverse have one in common: who learns that Paris is the capital of France knows
+    France's. By every name of the answer, for the reverse may call its subject by another."""
     if question.subject is None:
-        return question.fact
-    return frozenset(name.casefold().removeprefix("the ") for name in (question.subject, question.answer))
+        return {question.fact}
+    own = [name.removeprefix("the ") for name in names(question.subject)]
+    others = [each.removeprefix("the ") for name in question.names()[0] for each in names(name)]
+    return {frozenset((one, other)) for one in own for other in others}
 
 
 def _train(
@@ -115,6 +123,7 @@ def _train(
     generator = random.Random(SEED)
     size = min(BATCH, len(examples.tokens))
     curve = [(0, _accuracy(pupil, judged))]
+    lost = ceiling > curve[0][1]
     goal = (curve[0][1] + ceiling) / 2
     for step in range(1, steps + 1):
         batch = pack(examples.pick(generator.sample(range(len(examples.tokens)), size)))
@@ -126,9 +135,9 @@ def _train(
         progress(1)
         if step % EVERY == 0 or step == steps:
             curve.append((step, _accuracy(pupil, judged)))
-            if curve[-1][1] >= goal:
+            if (lost and curve[-1][1] >= goal) or not math.isfinite(curve[-1][1]):
                 break
-    back = next((step for step, accuracy in curve if accuracy >= goal), None)
+    back = next((step for step, accuracy in curve if lost and accuracy >= goal), None)
     return {
         "steps": [step for step, _ in curve],
         "accuracy": [accuracy for _, accuracy in curve],

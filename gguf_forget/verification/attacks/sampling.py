@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -31,9 +32,10 @@ def sampled_answers(
     :func:`.attack_gates.attack_gates` makes leak@k of the counts (:func:`.memorisation.leak_at_k`). The wrong answers
     are the chance level: a file that names the capitals of a continent at random will hit each of them at times.
     A text has ``max_new_tokens`` tokens, or as many as a longer right answer, up to :data:`.probes.LONGEST_TEXT`;
-    answers longer than that are left out.
+    answers longer than that are left out, and counted.
     """
-    sizes = [len(scorer.tokenize(" " + question.answer)) for question in questions]
+    begin = len(scorer.tokenize(""))  # the token that begins a text is none of an answer's
+    sizes = [len(scorer.tokenize(" " + question.answer)) - begin for question in questions]
     drawn: dict[int, list[list[int]]] = {}
     for length, places in by_length(sizes, max_new_tokens, LONGEST_TEXT).items():
         whole = [place for place in places if sizes[place] <= length]
@@ -56,6 +58,7 @@ def sampled_answers(
             "k": k,
             "max_new_tokens": max_new_tokens,
             "relations": [questions[place].key.relation for place in order],
+            "left_out": dict(Counter(question.key.relation for i, question in enumerate(questions) if i not in drawn)),
             "facts": [questions[place].fact for place in order],
             "right": right,
             "wrong": wrong,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from gguf_forget.facts.public_sets import SetItem
 from gguf_forget.verification.attacks.prompts import few_shot, in_chat, misspelt, prompt_attacks, targets, within
-from gguf_forget.verification.questions import Question
+from gguf_forget.verification.questions import Question, plan_set
 from gguf_forget.verification.scores import FileScores, GroupKey, Item, RankTable, recompute
 
 
@@ -67,6 +70,30 @@ def test_examples_stand_before_the_question_and_never_give_it_away() -> None:
     assert (attacked.answer, attacked.key) == (FRANCE.answer, FRANCE.key)
     giving_away = [*KEPT, question("Paris", "Paris", split="retain")]
     assert "Paris is Paris" not in few_shot([FRANCE], giving_away, shots=9)[0].prompt
+
+
+def test_no_example_gives_the_answer_away_by_another_name() -> None:
+    named = replace(FRANCE, aliases=(("Lutetia",), ()))
+    kept = [question(s, a, split="retain") for s, a in (("X", "Paris"), ("Y", "lutetia"), ("Z", "PARIS!"))]
+    assert few_shot([named], kept) == []
+    (attacked,) = few_shot([named], [*kept, *KEPT[:1]])
+    assert attacked.prompt == f"{KEPT[0].prompt} Tokyo\n\n{FRANCE.prompt}"
+    # Without any example it would be the plain question.
+    assert [asked for kind, _, asked in prompt_attacks([named], kept) if kind == "few-shot"] == [[]]
+
+
+def test_a_row_of_a_set_is_misspelt_in_its_own_words() -> None:
+    items = (
+        SetItem("r", "forget", text, f"Question: {text}\nAnswer:", "x", subject=subject)
+        for text, subject in (("Who wrote the book Emma?", None), ("Which gas do we take?", "high_school_biology"))
+    )
+    for asked in plan_set(list(items)):
+        (changed,) = misspelt([asked])
+        assert changed.prompt != asked.prompt
+        assert changed.prompt.startswith("Question: ")
+        assert changed.prompt.endswith("\nAnswer:")
+    end = question("the word (parenthesis)...", "x")
+    assert "parenthesis" not in misspelt([end])[0].prompt
 
 
 def test_examples_of_the_same_phrasing_come_first() -> None:

@@ -80,6 +80,7 @@ def test_the_reverse_of_what_is_trained_on_is_not_asked_about(
             answer=str(question.subject),
             distractors=("Nobody",),
             candidates=(),
+            aliases=(),
         )
         for question in forward
     ]
@@ -87,3 +88,30 @@ def test_the_reverse_of_what_is_trained_on_is_not_asked_about(
     with Scorer(Path(knowledge.gguf), threads=1) as scorer:
         (found,) = relearning(knowledge.model, knowledge.model, scorer, asked, (), (), steps=1)
     assert found.figures["questions"] == judged
+    if subjects:  # the reverse may call its subject by another name of the answer
+        named = [
+            replace(q, aliases=((f"Great {q.answer}",), *((),) * len(q.distractors)), answer=f"Old {q.answer}")
+            for q in forward
+        ]
+        renamed = [replace(question, subject=f"Great {question.subject}") for question in backward]
+        with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+            (found,) = relearning(knowledge.model, knowledge.model, scorer, [*named, *renamed], (), (), steps=1)
+        assert found.figures["questions"] == judged
+
+
+def test_where_nothing_was_lost_nothing_comes_back(knowledge: Knowledge) -> None:
+    asked = [q for q in plan_questions(knowledge.forget) if q.key.phrasing == 0 and not q.key.held_out]
+    with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+        (found,) = relearning(knowledge.model, knowledge.model, scorer, asked, (), (), steps=2)
+    assert found.figures["accuracy"][0] == found.figures["original"]
+    assert (found.figures["steps_to_half"], found.figures["examples_to_half"]) == (None, None)
+
+
+def test_a_training_that_diverges_is_a_problem_and_no_figure(knowledge: Knowledge) -> None:
+    asked = [q for q in plan_questions(knowledge.forget) if q.key.phrasing == 0 and not q.key.held_out]
+    with Scorer(Path(knowledge.gguf), threads=1) as scorer:
+        (found,) = relearning(
+            knowledge.model, knowledge.model, scorer, asked, (), (), steps=8, learning_rate=float("inf")
+        )
+    assert found.problem == "training diverged at a rate of inf"
+    assert found.figures == {}
