@@ -9,28 +9,51 @@ import pytest
 
 from gguf_forget.errors import EvaluationError
 from gguf_forget.llama import self_check as module
-from gguf_forget.llama.self_check import random_model_log_probabilities, self_check
+from gguf_forget.llama.self_check import plain_log_probabilities, random_model_log_probabilities, self_check
 
 NOISE = np.random.default_rng(0)
 
 
-def test_quantized_and_float_agree_and_are_not_the_same(tmp_path: Path) -> None:
-    module._write_model(tmp_path / "F32.gguf")
+KINDS = ("F32", "Q8_0", "Q5_0", "Q4_0", "Q4_K_M")
+
+
+def test_llama_cpp_agrees_with_plain_arithmetic_and_quantized_files_nearly(tmp_path: Path) -> None:
+    weights = module._write_model(tmp_path / "F32.gguf")
     found = random_model_log_probabilities(tmp_path / "F32.gguf")
-    assert list(found) == ["F32", "Q8_0", "Q4_K_M"]
-    assert all(len(values) == 63 for values in found.values())
-    correlation = {kind: float(np.corrcoef(found["F32"], found[kind])[0, 1]) for kind in ("Q8_0", "Q4_K_M")}
+    assert tuple(found) == KINDS
+    expected = plain_log_probabilities(weights, module._tokens())
+    np.testing.assert_allclose(found["F32"], expected, atol=1e-4)
+    correlation = {kind: float(np.corrcoef(expected, values)[0, 1]) for kind, values in found.items()}
     assert 0.999 < correlation["Q8_0"] < 1
+    assert 0.95 < correlation["Q4_0"] < correlation["Q5_0"] < correlation["Q8_0"]
     assert 0.95 < correlation["Q4_K_M"] < correlation["Q8_0"]
     self_check()
 
 
-@pytest.mark.parametrize("broken", ["Q8_0", "Q4_K_M"])
+def test_a_layer_that_sees_no_context_or_reads_it_backwards_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All types alike: only arithmetic of our own tells."""
+
+    def wrong(source: Path, tokens: list[int]) -> dict[str, np.ndarray]:
+        weights = module._write_model(source)
+        return dict.fromkeys(KINDS, plain_log_probabilities(weights, tokens))
+
+    backwards = [*module._tokens()[-2::-1], module._tokens()[-1]]
+    alone = [module._tokens()[0]] * 63 + module._tokens()[-1:]
+    for tokens in (backwards, alone):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "run_in_child", lambda _, source, tokens=tokens: wrong(source, tokens))
+            with pytest.raises(EvaluationError, match="random model in F32 correlate"):
+                self_check()
+
+
+@pytest.mark.parametrize("broken", KINDS)
 @pytest.mark.parametrize("value", [0.0, np.nan, None])
-def test_numbers_that_mean_nothing(broken: str, value: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = NOISE.standard_normal(63)
+def test_numbers_that_mean_nothing(
+    broken: str, value: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = plain_log_probabilities(module._write_model(tmp_path / "F32.gguf"), module._tokens())
     wrong = NOISE.standard_normal(63) if value is None else np.full(63, value)
-    found = {kind: wrong if kind == broken else right for kind in ("F32", "Q8_0", "Q4_K_M")}
+    found = {kind: wrong if kind == broken else right for kind in KINDS}
     monkeypatch.setattr(module, "run_in_child", lambda *_: found)
     with pytest.raises(EvaluationError, match=f"random model in {broken} correlate"):
         self_check()
