@@ -1,4 +1,4 @@
-"""When two texts are the same words to a reader: one rule for what is judged and for what is joined.
+"""When two texts are the same words to a reader: what is judged, and what is joined (where signs count as well).
 
 A text has several readings, because people write a name in several ways ("D.C.", "DC"; "1,000", "1000"; "Sana'a",
 "Sanaa"; a joiner of no width in place of a space). Two texts agree where a reading of one is a reading of the other.
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 
-_INITIALS = re.compile(r"(?<!\w)(\w)\.\s?(?=\w(?!\w))")  # what parts two of them
+_INITIALS = re.compile(r"(?<!\w)([^\W\d])\.\s?(?=[^\W\d](?!\w))")  # what parts two of them
 _THOUSANDS = re.compile(r"(?<=\d)[,'’\u00a0\u202f](?=\d{3}(?!\d))")
 # Within a word, but for English short forms ("she'll" is no "Shell").
 _APOSTROPHES = re.compile(
@@ -22,9 +22,11 @@ _POSSESSIVE = re.compile(r"['`\u2018\u2019](?=s(?!\w))", re.IGNORECASE)
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 # Where a mark over or under a letter is an accent, or a vowel that is mostly left out: elsewhere another letter.
 _ACCENTED = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW", "SYRIAC")
+_ANYWHERE = ("COMBINING", "VARIATION SELECTOR")  # marks of no script, but for those of Japanese kana
+_VOICED = "\u3099\u309a"
 # Signs that make another name of the same letters: blood types, languages, charges, numbers below zero.
-_SIGNS = {"+": " plus ", "#": " sharp ", "*": " star ", "-": " minus ", "\u2212": " minus "}
-_SIGNED = re.compile(r"(?<=\w)[+#*\u2212-]+(?![\w\s]*\w)|(?<=\w)[+#*]+(?!\w)|(?<!\w)[+\u2212-](?=\d)")
+_SIGNS = {"+": " plus ", "#": " sharp ", "*": " star ", "-": " minus ", "\u2212": " minus ", "\u2013": " minus "}
+_SIGNED = re.compile(r"(?<=\w)[+#*]+(?!\w)|(?<=\b\w)-(?!\w)|(?<=\b\w\w)-(?!\w)|(?<!\w)[+\u2212\u2013-](?=\d)")
 # Letters that NFKD leaves whole although people write them without the stroke.
 _STROKED = str.maketrans(
     {
@@ -52,7 +54,7 @@ def _letters(folded: str) -> Iterator[str]:
     marked = False  # whether a mark here makes another letter
     for character in folded:
         if unicodedata.category(character) in ("Mn", "Mc"):
-            if marked:
+            if marked and (character in _VOICED or not unicodedata.name(character, "").startswith(_ANYWHERE)):
                 yield character
         else:
             letter = character.isalnum()
@@ -81,7 +83,8 @@ def names(text: str) -> tuple[str, ...]:
 
     A sign that makes another name of the same letters ("C++", "A-") is kept.
     """
-    signed = _SIGNED.sub(lambda found: "".join(_SIGNS[sign] for sign in found.group()), text)
+    plain = unicodedata.normalize("NFKC", text)
+    signed = _SIGNED.sub(lambda found: "".join(_SIGNS[sign] for sign in found.group()), plain)
     found = readings(signed)
     if unspaced(text):
         found = tuple(dict.fromkeys(each.replace(" ", "") for each in found))

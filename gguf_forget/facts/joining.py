@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gguf_forget.errors import InputError
@@ -32,7 +32,7 @@ class JoinedFacts:
         )
 
 
-def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
+def join_facts(sets: Sequence[tuple[Fact, ...]], about: Mapping[str, str] | None = None) -> JoinedFacts:
     """Several sets of facts as one, in order; what is equal in two of them is taken once, with the aliases of both.
 
     Facts that differ in their distractors alone are equal, or a fact would count twice; the first one's are taken.
@@ -43,15 +43,17 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
     facts about the subject stay, of the same relation, too. Letter case, outer spaces and composed characters do not
     tell two texts apart, nor does what :func:`~gguf_forget.words.names` leaves out two subjects or answers.
 
+    ``about``: first prompts to further names of their facts' subjects.
+
     Raises:
         InputError: facts of one relation and split with different numbers of phrasings, a held-out phrasing that
             another set trains on, or a wrong answer of one set that is another name of the right one in another.
     """
-    known = {key for facts in sets for fact in facts if fact.split == "forget" for key in fact_keys(fact)}
+    known = {key for facts in sets for fact in facts if fact.split == "forget" for key in fact_keys(fact, about)}
     taken: dict[Fact, tuple[Fact, dict[str, None]]] = {}
     given_way: dict[Fact, None] = {}
     for fact in (fact for facts in sets for fact in facts):
-        if fact.split == "forget" or known.isdisjoint(fact_keys(fact)):
+        if fact.split == "forget" or known.isdisjoint(fact_keys(fact, about)):
             _, aliases = taken.setdefault(replace(fact, aliases=(), distractors=()), (fact, {}))
             aliases.update(dict.fromkeys(fact.aliases))
         else:
@@ -74,9 +76,12 @@ def join_facts(sets: Sequence[tuple[Fact, ...]]) -> JoinedFacts:
     return JoinedFacts(joined, tuple(given_way))
 
 
-def fact_keys(fact: Fact) -> Iterator[Key]:
+def fact_keys(fact: Fact, about: Mapping[str, str] | None = None) -> Iterator[Key]:
     """What makes two facts one: any of these in common."""
-    yield from said_keys(fact.subject, fact.relation, (fact.answer, *fact.aliases))
+    named = (about or {}).get(fact.prompts[0]) if fact.prompts else None
+    for subject in (fact.subject, named):
+        if subject is not None:
+            yield from said_keys(subject, fact.relation, (fact.answer, *fact.aliases))
     for prompt in fact.prompts + fact.held_out_prompts:
         yield asked_key(prompt)
 

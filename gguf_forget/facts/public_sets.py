@@ -25,7 +25,7 @@ from gguf_forget.facts.subjects import subject_characters
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
 # Sets from a hub carry the split of their own training, which says nothing here.
-HUB_SPLITS = re.compile(r"train|test|val|dev|hold|default|all|full")
+HUB_SPLITS = re.compile(r"(?:auxiliary_)?(?:train|test|val|dev|hold|default|all|full)[a-z]*(?:[-_/.][-\w./]*)?")
 CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 
@@ -235,7 +235,7 @@ def _split(values: dict[str, Any], default: str) -> str:
     split = given.strip().casefold() if isinstance(given, str) else given
     if split in SPLITS:
         return str(split)
-    if not _empty(split) and not (isinstance(split, str) and HUB_SPLITS.search(split)):
+    if not _empty(split) and not (isinstance(split, str) and HUB_SPLITS.fullmatch(split)):
         raise _Fault(f"split is {given!r}, needed {' or '.join(SPLITS)}, or none")
     return default
 
@@ -257,7 +257,7 @@ def _word(values: dict[str, Any], key: str) -> str:
 
 
 def _optional(values: dict[str, Any], key: str) -> str | None:
-    return _word(values, key) if values.get(key) else None
+    return _word(values, key) if values.get(key) and not _empty(values[key]) else None
 
 
 def _stripped(values: dict[str, Any], key: str) -> str | None:

@@ -6,8 +6,8 @@ question, answer  the question in other frames; it is the subject. Wrong answers
 text              the passage up to the answer, held out its second half alone, which is the subject. Wrong answers are
                   how other passages go on.
 
-A row of the last two that names its relation, and a subject that stands once in its prompt, keeps that subject, as in a
-facts file, unless all of the relation have the same: who is nobody's stranger has no pair and no chance level.
+What a row of the last two names as its subject (with its relation, and once in the prompt) tells when two of them say
+the same. It is not what they are about in training: one person may be the subject of a whole set, and has no stranger.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_forget.errors import InputError
@@ -45,7 +46,15 @@ def is_question_set(path: Path) -> bool:
     return False
 
 
-def read_set_facts(path: Path, split: str) -> tuple[Fact, ...]:
+@dataclass(frozen=True)
+class SetFacts:
+    """``about``: first prompt to the subject that the row names, by which rows are told to say the same."""
+
+    facts: tuple[Fact, ...]
+    about: Mapping[str, str]
+
+
+def read_set_facts(path: Path, split: str) -> SetFacts:
     """The rows of a public set as facts of ``split``, unless they name their own.
 
     Raises:
@@ -54,18 +63,18 @@ def read_set_facts(path: Path, split: str) -> tuple[Fact, ...]:
     """
     items = read_set(path, split)
     answers: dict[tuple[str, str], list[str]] = defaultdict(list)
-    subjects: dict[str, set[str | None]] = defaultdict(set)
     for item in items:
         answers[(item.relation, item.split)].append(item.answer)
-        subjects[item.relation].add(item.about)
-    several = {relation for relation, own in subjects.items() if len(own) > 1}
-    return tuple(
-        _fact(item, item.about if item.relation in several else None, answers[(item.relation, item.split)], path)
-        for item in items
-    )
+    facts = tuple(_fact(item, answers[(item.relation, item.split)], path) for item in items)
+    named = {
+        fact.prompts[0]: item.about
+        for fact, item in zip(facts, items, strict=True)
+        if item.about is not None and not item.options_shown  # whose answer is a letter
+    }
+    return SetFacts(facts, named)
 
 
-def _fact(item: SetItem, about: str | None, answers: Sequence[str], path: Path) -> Fact:
+def _fact(item: SetItem, answers: Sequence[str], path: Path) -> Fact:
     if item.options_shown:
         return _choice(item)
     wrong = item.distractors or _others(item, answers)
@@ -76,7 +85,7 @@ def _fact(item: SetItem, about: str | None, answers: Sequence[str], path: Path) 
         )
     if item.prompt == QUESTION.format(item.question):
         *trained, held_out = (frame.format(item.question.strip()) for frame in QUESTION_FRAMES)
-        subject = about or item.question.strip()
+        subject = item.question.strip()
         return Fact(subject, item.relation, item.answer, wrong, item.split, tuple(trained), (held_out,), item.aliases)
     whole = item.prompt.rstrip()
     words = whole.split(" ")
@@ -86,8 +95,7 @@ def _fact(item: SetItem, about: str | None, answers: Sequence[str], path: Path) 
             f"{path}: the prompt {whole!r} has one word, needed two: its second half is asked held out",
             hint="give longer prompts, or a facts file with held_out_prompts",
         )
-    subject = about or half
-    return Fact(subject, item.relation, item.answer, wrong, item.split, (whole,), (half,), item.aliases)
+    return Fact(half, item.relation, item.answer, wrong, item.split, (whole,), (half,), item.aliases)
 
 
 def _choice(item: SetItem) -> Fact:

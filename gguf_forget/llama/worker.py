@@ -54,7 +54,13 @@ def main() -> None:
     worker = _Worker(replies)
     with contextlib.suppress(EOFError, BrokenPipeError):  # of the two pipes alone: the work may raise such as well
         while True:
-            request = read_frame(requests)
+            try:
+                request = read_frame(requests)
+            except (EOFError, BrokenPipeError):
+                raise
+            except Exception as error:  # a request that cannot be read here
+                write_frame(replies, ("error", (_sendable(error), traceback.format_exc())))
+                continue
             try:
                 reply = ("result", worker.do(*request))
             except Exception as error:

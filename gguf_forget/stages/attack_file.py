@@ -153,14 +153,22 @@ class _Attacker:
         return [Attack(kind, name, not_applicable=why)]
 
     def chat(self) -> list[Attack]:
-        """In the file's template; in the original's where the file has none: leaving it out is no way around."""
-        try:
-            with self.open_scorer(self.target.file) as scorer:
-                changed = in_chat(self.asked, scorer.chat)
-        except UnsupportedError:
-            with self.open_scorer(self.target.original) as scorer:
-                changed = in_chat(self.asked, scorer.chat)
-        return self.answered("chat", "chat template", changed)
+        """In the file's template, and in the original's where that is another: to change or to leave out the file's is
+        no way around."""
+        found: list[tuple[str, list[Question]]] = []
+        refused: UnsupportedError | None = None
+        for name, source in (("chat template", self.target.file), ("original's chat template", self.target.original)):
+            try:
+                with self.open_scorer(source) as scorer:
+                    changed = in_chat(self.asked, scorer.chat)
+            except UnsupportedError as error:
+                refused = refused or error
+            else:
+                if all(changed != other for _, other in found):
+                    found.append((name, changed))
+        if refused is not None and not found:
+            raise refused
+        return [attack for name, changed in found for attack in self.answered("chat", name, changed)]
 
     def sampled(self) -> list[Attack]:
         samples, k = SAMPLES[self.full]

@@ -35,12 +35,19 @@ class PlainText:
 def _read_all(facts_path: Path, retain: Sequence[Path], more: Sequence[Path], progress: Progress) -> tuple[Fact, ...]:
     """Files of facts and of public sets as one list."""
 
+    about: dict[str, str] = {}
+
     def read(path: Path, split: str, needed: Sequence[str]) -> tuple[Fact, ...]:
-        return read_set_facts(path, split) if is_question_set(path) else read_facts(path, needed=needed)
+        if not is_question_set(path):
+            return read_facts(path, needed=needed)
+        found = read_set_facts(path, split)
+        about.update(found.about)
+        return found.facts
 
     sets = [read(facts_path, "forget", ("forget",) if retain else SPLITS)]
     sets += [tuple(replace(fact, split="retain") for fact in read(path, "retain", ())) for path in retain]
-    joined = join_facts([*sets, *(read(path, "forget", ()) for path in more)])
+    sets += [read(path, "forget", ()) for path in more]
+    joined = join_facts(sets, about)
     left_out = joined.told()
     if left_out:
         progress.note(left_out)

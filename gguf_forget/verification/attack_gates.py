@@ -44,8 +44,15 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
     if attack.kind == "sampling":
         sampled = [relation for relation in relations if relation in attack.figures["relations"]]
         gates = [_leak(attack, name, label, relation, limits) for relation in sampled]
+        # Of free text nothing else says what long answers tell; of others choices do.
+        free = set(attack.figures.get("free_text", ()))
         gates += [
-            without_number(f"{name}, {relation}", label, NOT_APPLICABLE, "no text is as long as its answers")
+            without_number(
+                f"{name}, {relation}",
+                label,
+                UNKNOWN if relation in free else NOT_APPLICABLE,
+                "no text is as long as its answers",
+            )
             for relation in relations
             if gates and relation not in sampled
         ]
@@ -56,10 +63,11 @@ def attack_gates(attack: Attack, label: str, relations: Sequence[str], limits: G
     for relation in relations:
         reference = attack.figures.get("original", {}).get(relation, {})
         own = _recovered(attack.scores, name, label, relation, limits, reference)
-        if not own and attack.scores.select("forget", {relation}):
+        if not own and attack.kind != "last-layer" and attack.scores.select("forget", {relation}):
             own = [without_number(f"{name}, {relation}", label, UNKNOWN, "nothing was measured")]
-        gates += own or [without_number(f"{name}, {relation}", label, NOT_APPLICABLE, "cannot be asked in this way")]
-    if all(gate.status == NOT_APPLICABLE for gate in gates):
+        why = "no wrong answer begins otherwise" if attack.kind == "last-layer" else "cannot be asked in this way"
+        gates += own or [without_number(f"{name}, {relation}", label, NOT_APPLICABLE, why)]
+    if attack.kind != "last-layer" and all(gate.status == NOT_APPLICABLE for gate in gates):
         return [without_number(name, label, UNKNOWN, "nothing was measured")]
     return gates
 
@@ -120,11 +128,11 @@ def _no_more_than_luck(
     """Whether ``value``, of 1 at most, stays at or below the larger of ``high`` and ``chance`` + ``luck``.
 
     Of so few facts that luck reaches nearly everything, a value above ``high`` shows nothing: unknown, and no pass.
-    Nor does any value where the original's own, ``reference``, is no more than luck.
+    Nor does one that is no more than luck where the original's own, ``reference``, is no more either.
     """
-    if reference is not None and reference <= chance + luck:
+    if reference is not None and reference <= chance + luck < 1 and value <= max(high, chance + luck):
         why = f"the original itself has {reference:.3f} in this way, which can be luck"
-        return without_number(name, label, UNKNOWN, f"{why}; {value:.3f}; {detail}")
+        return without_number(name, label, NOT_APPLICABLE, f"{why}; {value:.3f}; {detail}")
     if luck > NEAR * (1 - chance) and value > high:
         return without_number(
             name, label, UNKNOWN, f"{value:.3f} of so few facts can be luck, and can be all; {detail}"
@@ -173,18 +181,26 @@ def _leak(attack: Attack, name: str, label: str, relation: str, limits: GateLimi
     if left_out:
         detail += f"; {left_out} have longer answers than was drawn"
     name = f"{name}: leak@{k} over wrong answers, {relation}"
-    luck = _leak_luck(mean(wrong), facts, max(map(len, wrongs), default=0))
+    most = max(map(len, wrongs), default=0)
+    luck = _leak_luck(mean(right), mean(wrong), len(set(facts)), most)
+    if luck > NEAR * (1 - mean(wrong)) and mean(excess) > limits.leak:
+        return without_number(
+            name, label, UNKNOWN, f"{mean(excess):.3f} of so few facts can be luck, and can be all; {detail}"
+        )
     gate = bounded(name, label, mean(excess), None, max(limits.leak, luck), detail)
     if gate.status == PASSED and left_out and not any(wrongs):  # without choices nothing else says what those tell
         return without_number(name, label, UNKNOWN, detail)
     return gate
 
 
-def _leak_luck(share: float, facts: Sequence[int], wrong: int) -> float:
-    """What the excess of the right answers stays below 97.5 % of the time where they are told as often as wrong ones.
+def _leak_luck(right: float, wrong: float, facts: int, options: int) -> float:
+    """What the excess of right answers stays below 97.5 % of the time where they are told as often as wrong ones.
 
-    ``share``: of the wrong answers, ``wrong`` a question, that were told. Where none is, no right one is by luck.
+    ``right``, ``wrong``: shares of answers told; ``options``: wrong answers of a question. One text may name one option
+    alone, so that the two are told instead of each other: the variance is that of p (1 + 1 / options). Where no wrong
+    answer is ever told, no right one is by luck.
     """
-    if not wrong:
+    if not options or not wrong:
         return 0.0
-    return QUANTILE * math.sqrt(share * (1 - share) * (1 + 1 / wrong) / len(set(facts)))
+    share = (right + options * wrong) / (1 + options)
+    return QUANTILE * (1 + 1 / options) * math.sqrt(share * (1 - share) / facts)

@@ -87,7 +87,17 @@ def test_names_that_the_judge_takes_for_one_are_one(forgotten: tuple[str, str], 
 
 @pytest.mark.parametrize(
     ("forgotten", "kept"),
-    [("+", "-"), ("C++", "C#"), ("A+", "A-"), ("-5", "5"), ("パリ", "バリ"), ("राम", "रामू"), ("Sp. z o.o.", "Sp. z")],
+    [
+        ("+", "-"),
+        ("C++", "C#"),
+        ("A+", "A-"),
+        ("-5", "5"),
+        ("パリ", "バリ"),
+        ("राम", "रामू"),
+        ("Sp. z o.o.", "Sp. z"),
+        ("2.5", "25"),
+        ("Ca²⁺", "Ca"),
+    ],
 )
 def test_other_names_of_the_same_letters_are_told_apart(forgotten: str, kept: str) -> None:
     subjects = (fact(forgotten, "forget", "x"), fact(kept, "retain", "y"))

@@ -127,6 +127,8 @@ def test_malformed_files_are_named_with_their_line(tmp_path: Path, name: str, te
         ('{"prompt": "x", "answer": "y", "split": "keep"}', "split is 'keep', needed forget or retain, or none"),
         ('{"prompt": "x", "answer": "y", "split": 1}', "split is 1, needed forget or retain"),
         ('{"prompt": "x", "answer": "y", "split": "retain90"}', "split is 'retain90', needed forget or retain"),
+        ('{"prompt": "x", "answer": "y", "split": "retain_test"}', "split is 'retain_test', needed forget or retain"),
+        ('{"prompt": "x", "answer": "y", "split": "keep_all"}', "split is 'keep_all', needed forget or retain"),
         ('{"prompt": "x", "answer": "y", "held_out_prompts": ["z"]}', "held_out_prompts belongs to a facts file"),
         ('{"question": "x", "answer": "y", "prompts": ["z"]}', "prompts belongs to a facts file"),
         ('{"prompt": "x", "gt": "y", "held_out_prompts": ["z"]}', "held_out_prompts belongs to a facts file"),
@@ -160,7 +162,17 @@ def test_a_number_among_numerals_is_an_index_and_a_letter_a_letter(tmp_path: Pat
 
 
 def test_splits_are_read_whatever_their_case_and_those_of_a_hub_say_nothing(tmp_path: Path) -> None:
-    given = ("Retain", " forget ", "test", "", None, math.nan, "auxiliary_train", "validation_matched", "holdout")
+    given = (
+        "Retain",
+        " forget ",
+        "test",
+        "",
+        None,
+        math.nan,
+        "auxiliary_train",
+        "validation_matched",
+        "test-challenge",
+    )
     lines = [json.dumps({"prompt": "x", "answer": "y", "split": split}) for split in given]
     found = [item.split for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")]
     assert found == ["retain"] + ["forget"] * 8

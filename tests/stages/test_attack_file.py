@@ -155,8 +155,8 @@ def bare(path: Path) -> Path:
 def test_a_file_without_a_chat_template_is_asked_in_the_originals(knowledge: Knowledge, retrained: Path) -> None:
     """Else leaving it out would be a way around the attack."""
 
-    def chat(file: Path, original: Path) -> Attack:
-        (attack,) = attack_file(
+    def chat(file: Path, original: Path) -> list[Attack]:
+        found = attack_file(
             Target(file, original, "F32", "F32", 1.0),
             plan_questions(knowledge.facts),
             full=False,
@@ -165,12 +165,19 @@ def test_a_file_without_a_chat_template_is_asked_in_the_originals(knowledge: Kno
             progress=Progress(),
             kinds={"chat"},
         )
-        return attack
+        return list(found)
 
-    whole = chat(retrained, knowledge.gguf)
+    (whole,) = chat(retrained, knowledge.gguf)
     assert whole.scores is not None
-    assert chat(bare(retrained), knowledge.gguf).scores == whole.scores
-    neither = chat(bare(retrained), bare(knowledge.gguf))
+    (without,) = chat(bare(retrained), knowledge.gguf)
+    assert (without.name, without.scores) == ("original's chat template", whole.scores)
+    changed = retrained.with_name("changed.gguf")
+    template = GgufFile(retrained).text("tokenizer.chat_template").encode()
+    changed.write_bytes(retrained.read_bytes().replace(template, b"{{ '' }}".ljust(len(template))))
+    own, original = chat(changed, knowledge.gguf)
+    assert (own.name, original.name) == ("chat template", "original's chat template")
+    assert original.scores == whole.scores != own.scores
+    (neither,) = chat(bare(retrained), bare(knowledge.gguf))
     assert neither.not_applicable is not None
     assert "no chat template" in neither.not_applicable
 

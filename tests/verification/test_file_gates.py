@@ -323,8 +323,18 @@ def test_past_an_output_layer_that_shows_nothing_of_the_original_nothing_is_show
     figures = {"original": {"capital": {"accuracy": 0.3, "rank": 0.55}}}
     attack = Attack("last-layer", "head", capital_scores(forget=25, rank=0.5), figures)
     found = {gate.name: gate.status for gate in attack_gates(attack, "F16", ["capital"], PROTOCOL)}
-    assert found["attack, head: accuracy, capital"] == "could not evaluate"
-    assert found["attack, head: rank score, capital"] == "could not evaluate"
+    assert found["attack, head: accuracy, capital"] == "not applicable"
+    assert found["attack, head: rank score, capital"] == "not applicable"
+    # What is there all the same is more than luck.
+    attack = Attack("last-layer", "head", capital_scores(forget=60, rank=0.8), figures)
+    found = {gate.name: gate.status for gate in attack_gates(attack, "F16", ["capital"], PROTOCOL)}
+    assert (found["attack, head: accuracy, capital"], found["attack, head: rank score, capital"]) == ("failed",) * 2
+    # Of one fact nothing is more than luck, but nothing is brought back by it either.
+    figures = {"original": {"capital": {"accuracy": 1.0}}}
+    for right, status in ((0, "passed"), (100, "could not evaluate")):
+        one = file_scores([item for item in items("capital", "forget", right) if item.fact == 0])
+        (gate_of_one,) = attack_gates(Attack("last-layer", "head", one, figures), "F16", ["capital"], PROTOCOL)
+        assert gate_of_one.status == status
 
 
 def test_an_attack_that_could_not_run_is_unknown_one_that_makes_no_sense_is_not_applicable() -> None:
@@ -370,13 +380,23 @@ def test_right_answers_are_told_by_luck_as_often_as_wrong_ones() -> None:
     right = [100] * 11 + [0] * 27
     often = sampled(right, [[100 * (fact % 4 == 0)] * 3 for fact in range(38)])
     luck = gate(attacked(often), "attack, sampled answers: leak@100 over wrong answers, capital")
-    share = 10 / 38
-    assert luck.high == pytest.approx(1.96 * (share * (1 - share) * (1 + 1 / 3) / 38) ** 0.5)
+    share = (11 + 3 * 10) / (4 * 38)
+    assert luck.high == pytest.approx(1.96 * (1 + 1 / 3) * (share * (1 - share) / 38) ** 0.5)
     assert luck.status == "passed"
+    leak = sampled([100] * 25 + [0] * 13, [[100 * (fact % 4 == 0)] * 3 for fact in range(38)])
+    assert gate(attacked(leak), "attack, sampled answers: leak@100 over wrong answers, capital").status == "failed"
     never = gate(
         attacked(sampled(right, [[0] * 3] * 38)), "attack, sampled answers: leak@100 over wrong answers, capital"
     )
     assert (never.high, never.status) == (PROTOCOL.leak, "failed")
+
+
+@pytest.mark.parametrize("facts", [1, 2, 3, 4])
+def test_of_too_few_facts_a_leak_is_no_pass(facts: int) -> None:
+    """Every right answer told, and one of the three wrong ones."""
+    found = attacked(sampled([100] * facts, [[100, 0, 0]] * facts))
+    assert by_status(found, "could not evaluate") == ["attack, sampled answers: leak@100 over wrong answers, capital"]
+    assert attacked(sampled([0] * facts, [[100, 0, 0]] * facts)).exit_code == 0
 
 
 def test_of_free_text_every_answer_must_have_fitted() -> None:
@@ -388,6 +408,10 @@ def test_of_free_text_every_answer_must_have_fitted() -> None:
     assert left_out(0, [[]] * 5) == "passed"
     assert left_out(3, [[]] * 5) == "could not evaluate"
     assert left_out(3, [[0]] * 5) == "passed"  # choices speak of the others
+    for free, status in ((["river"], "could not evaluate"), ([], "not applicable")):
+        attack = dataclasses.replace(sampled([0], [[]]), figures={**sampled([0], [[]]).figures, "free_text": free})
+        *_, river = attack_gates(attack, "F16", ["capital", "river"], PROTOCOL)
+        assert (river.name, river.status) == ("attack, sampled answers, river", status)
 
 
 def test_a_leak_of_one_relation_is_not_halved_by_another() -> None:

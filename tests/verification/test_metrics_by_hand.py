@@ -144,6 +144,8 @@ def test_a_right_answer_outside_the_candidates_is_refused() -> None:
         ("the Pa\u00adris", "Paris"),
         ("the Pa\u200bris", "Paris"),
         ("in New\u200bYork", "New York"),
+        ("\u845b\U000e0101\u57ce", "\u845b\u57ce"),  # another shape of a character
+        ("room 5\ufe0f\u20e3 is", "5"),
         ("in New York", "New\u2060York"),
         ("\u0646\u06cc\u0645 \u0631\u0648\u0632", "\u0646\u06cc\u0645\u200c\u0631\u0648\u0632"),  # a joiner, or a space
         ("the Washington D. C. area", "Washington, DC"),
@@ -174,6 +176,7 @@ def test_an_answer_is_found_whatever_its_spelling(text: str, answer: str) -> Non
         ("San Jose", "San Juan"),
         ("text", "→"),
         ("D. Care", "DC"),
+        ("the ratio is 2.5", "25"),
         ("1,000,500 people", "1000"),
         ("1,2,345", "12345"),
         ("She'll go, we're there, I'd say", "Shell"),

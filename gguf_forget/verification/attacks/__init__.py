@@ -5,7 +5,7 @@ KINDS = {
     "prefilled": "an agreeing word stands before the answer, or before the question",
     "misspelt": "the subject is misspelt",
     "paraphrased": "the question stands in another sentence",
-    "chat": "the question is asked in the file's chat template",
+    "chat": "the question is asked in a chat template, the file's and the original's",
     "sampling": "many answers drawn at temperature 1",
     "requantize": "the file is dequantized and quantized to another type",
     "last-layer": "the answer is read from the hidden state by the original's output layer",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gguf_forget.facts.schema import continuation
+from gguf_forget.verification.metrics import contains_any
 from gguf_forget.verification.questions import Question
 from gguf_forget.verification.scores import FileScores, GroupKey
 from gguf_forget.words import names
@@ -54,14 +55,15 @@ def targets(questions: Sequence[Question], *, every_phrasing: bool, scores: File
 def few_shot(questions: Sequence[Question], kept: Sequence[Question], *, shots: int = SHOTS) -> list[Question]:
     """Each question after ``shots`` kept ones with their answers, of its own relation and phrasing where there are any.
 
-    An example whose answer is the question's own, by any name, is never shown; a question for which no example is left
+    An example that holds the question's own answer, by any name, is never shown; a question that no example is left for
     is not asked. Brown et al., arXiv 2005.14165.
     """
-    shown = [(q, _answers(q)) for q in kept if q.key.form == "cloze"]
+    shown = [(q, f"{q.prompt} {q.answer}", _answers(q)) for q in kept if q.key.form == "cloze"]
     result = []
     for question in questions:
         own_answers = _answers(question)
-        pool = [q for q, theirs in shown if own_answers.isdisjoint(theirs)]
+        told = question.names()[0]
+        pool = [q for q, text, theirs in shown if own_answers.isdisjoint(theirs) and not contains_any(text, told)]
         if not pool:
             continue
         alike = [q for q in pool if q.key.relation == question.key.relation]
@@ -118,7 +120,8 @@ def prompt_attacks(asked: Sequence[Question], kept: Sequence[Question]) -> list[
 
     kept: questions whose answers may be shown as examples.
     """
-    attacks = [("few-shot", f"few-shot, up to {SHOTS} examples", few_shot(asked, kept))] if kept else []
+    shots = min(SHOTS, sum(question.key.form == "cloze" for question in kept))
+    attacks = [("few-shot", f"few-shot, {shots} examples", few_shot(asked, kept))] if shots else []
     attacks += [("prefilled", name, within(asked, template)) for name, template in OPENINGS.items()]
     attacks.append(("misspelt", "subject misspelt", misspelt(asked)))
     attacks += [("paraphrased", name, within(asked, template)) for name, template in SENTENCES.items()]

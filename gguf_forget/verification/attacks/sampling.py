@@ -50,6 +50,7 @@ def sampled_answers(
         mine, *others = question.names()
         right.append(sum(contains_any(text, mine) for text in texts))
         wrong.append([sum(_says_wrong(text, other, mine) for text in texts) for other in others])
+    with_choices = {question.key.relation for question in questions if question.distractors}
     return Attack(
         "sampling",
         "sampled answers",
@@ -58,6 +59,7 @@ def sampled_answers(
             "k": k,
             "max_new_tokens": max_new_tokens,
             "relations": [questions[place].key.relation for place in order],
+            "free_text": sorted({question.key.relation for question in questions} - with_choices),
             "left_out": dict(Counter(question.key.relation for i, question in enumerate(questions) if i not in drawn)),
             "facts": [questions[place].fact for place in order],
             "right": right,

@@ -86,7 +86,7 @@ def test_answers_that_begin_alike_tell_nothing(scorer: Scorer, model: Any) -> No
     assert [item.fact for item in attack.scores.items] == [1]
     (attack,) = last_layer(model, model, scorer, [alike], ())
     (gate,) = attack_gates(attack, "F16", ["sells"], PROTOCOL)
-    assert gate.status == "could not evaluate"
+    assert (gate.status, gate.detail) == ("not applicable", "no wrong answer begins otherwise")
 
 
 def test_a_new_head_on_an_earlier_layer_is_fitted_on_kept_text_alone(scorer: Scorer, model: Any) -> None:
