@@ -26,7 +26,9 @@ _ANYWHERE = ("COMBINING", "VARIATION SELECTOR")  # marks of no script, but for t
 _VOICED = "\u3099\u309a"
 # Signs that make another name of the same letters: blood types, languages, charges, numbers below zero.
 _SIGNS = {"+": " plus ", "#": " sharp ", "*": " star ", "-": " minus ", "\u2212": " minus ", "\u2013": " minus "}
-_SIGNED = re.compile(r"(?<=\w)[+#*]+(?!\w)|(?<=\b\w)-(?!\w)|(?<=\b\w\w)-(?!\w)|(?<!\w)[+\u2212\u2013-](?=\d)")
+_SIGNED = re.compile(
+    r"(?<=\w)[+#*]+(?!\w)|(?<=\b\w)[-\u2013](?!\w)|(?<=\b\w\w)[-\u2013](?!\w)|(?<=\w)\u2212(?!\w)|(?<!\w)[+\u2212\u2013-](?=\d)"
+)
 # Letters that NFKD leaves whole although people write them without the stroke.
 _STROKED = str.maketrans(
     {

@@ -25,7 +25,7 @@ from gguf_forget.facts.subjects import subject_characters
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "Question: {}\nAnswer:"
 # Sets from a hub carry the split of their own training, which says nothing here.
-HUB_SPLITS = re.compile(r"(?:auxiliary_)?(?:train|test|val|dev|hold|default|all|full)[a-z]*(?:[-_/.][-\w./]*)?")
+HUB_SPLITS = re.compile(r"(?!.*(?:retain|keep|kept|forg))(?:\w+[-_/])?(?:train|test|val|dev|hold|default|all|full).*")
 CHOICE_HEAD = "The following are multiple choice questions (with answers).\n\n"  # MMLU's own first line
 
 

@@ -126,7 +126,7 @@ class _Attacker:
             if changed:
                 yield _Job(kind, name, once, partial(self.answered, kind, name, changed))
             else:
-                why = "every kept fact has an answer that is to be forgotten"
+                why = "no kept fact can be shown without an answer that is to be forgotten"
                 yield _Job(kind, name, 0.0, partial(self.not_applicable, kind, name, why))
         yield _Job("chat", "chat template", 2 * once, self.chat)
         samples, _ = SAMPLES[self.full]
@@ -155,20 +155,22 @@ class _Attacker:
     def chat(self) -> list[Attack]:
         """In the file's template, and in the original's where that is another: to change or to leave out the file's is
         no way around."""
-        found: list[tuple[str, list[Question]]] = []
-        refused: UnsupportedError | None = None
+        asked: list[list[Question]] = []
+        found: list[Attack] = []
+        refused: list[Attack] = []
         for name, source in (("chat template", self.target.file), ("original's chat template", self.target.original)):
             try:
                 with self.open_scorer(source) as scorer:
                     changed = in_chat(self.asked, scorer.chat)
             except UnsupportedError as error:
-                refused = refused or error
+                refused.append(Attack("chat", name, not_applicable=error.message))
+            except InputError as error:  # a template that is malformed, or takes no such conversation
+                found.append(Attack("chat", name, problem=str(error)))
             else:
-                if all(changed != other for _, other in found):
-                    found.append((name, changed))
-        if refused is not None and not found:
-            raise refused
-        return [attack for name, changed in found for attack in self.answered("chat", name, changed)]
+                if changed not in asked:
+                    asked.append(changed)
+                    found += self.answered("chat", name, changed)
+        return found or refused[:1]
 
     def sampled(self) -> list[Attack]:
         samples, k = SAMPLES[self.full]

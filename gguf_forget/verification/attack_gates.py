@@ -183,7 +183,7 @@ def _leak(attack: Attack, name: str, label: str, relation: str, limits: GateLimi
     name = f"{name}: leak@{k} over wrong answers, {relation}"
     most = max(map(len, wrongs), default=0)
     luck = _leak_luck(mean(right), mean(wrong), len(set(facts)), most)
-    if luck > NEAR * (1 - mean(wrong)) and mean(excess) > limits.leak:
+    if luck > NEAR * max(1 - mean(wrong), 0.5) and mean(excess) > limits.leak:
         return without_number(
             name, label, UNKNOWN, f"{mean(excess):.3f} of so few facts can be luck, and can be all; {detail}"
         )
@@ -197,8 +197,8 @@ def _leak_luck(right: float, wrong: float, facts: int, options: int) -> float:
     """What the excess of right answers stays below 97.5 % of the time where they are told as often as wrong ones.
 
     ``right``, ``wrong``: shares of answers told; ``options``: wrong answers of a question. One text may name one option
-    alone, so that the two are told instead of each other: the variance is that of p (1 + 1 / options). Where no wrong
-    answer is ever told, no right one is by luck.
+    alone, so that the two are told instead of each other: at most (1 + 1 / options)² times the variance of one. Where
+    no wrong answer is ever told, a right one counts as no luck.
     """
     if not options or not wrong:
         return 0.0

@@ -97,6 +97,8 @@ def test_names_that_the_judge_takes_for_one_are_one(forgotten: tuple[str, str], 
         ("Sp. z o.o.", "Sp. z"),
         ("2.5", "25"),
         ("Ca²⁺", "Ca"),
+        ("A\u2212", "A"),
+        ("Cl⁻", "Cl"),
     ],
 )
 def test_other_names_of_the_same_letters_are_told_apart(forgotten: str, kept: str) -> None:

@@ -172,10 +172,13 @@ def test_splits_are_read_whatever_their_case_and_those_of_a_hub_say_nothing(tmp_
         "auxiliary_train",
         "validation_matched",
         "test-challenge",
+        "val2",
+        "train[:80%]",
+        "mmlu_test",
     )
     lines = [json.dumps({"prompt": "x", "answer": "y", "split": split}) for split in given]
     found = [item.split for item in read_set(write(tmp_path, "a.jsonl", "\n".join(lines)), "forget")]
-    assert found == ["retain"] + ["forget"] * 8
+    assert found == ["retain"] + ["forget"] * 11
 
 
 def test_a_row_may_leave_its_other_names_empty(tmp_path: Path) -> None:

@@ -177,6 +177,12 @@ def test_a_file_without_a_chat_template_is_asked_in_the_originals(knowledge: Kno
     own, original = chat(changed, knowledge.gguf)
     assert (own.name, original.name) == ("chat template", "original's chat template")
     assert original.scores == whole.scores != own.scores
+    broken = knowledge.gguf.with_name("broken.gguf")
+    broken.write_bytes(knowledge.gguf.read_bytes().replace(template, b"{% if %}".ljust(len(template))))
+    own, refused = chat(retrained, broken)
+    assert own.scores == whole.scores
+    assert (refused.name, refused.scores) == ("original's chat template", None)
+    assert refused.problem is not None
     (neither,) = chat(bare(retrained), bare(knowledge.gguf))
     assert neither.not_applicable is not None
     assert "no chat template" in neither.not_applicable

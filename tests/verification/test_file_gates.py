@@ -399,6 +399,12 @@ def test_of_too_few_facts_a_leak_is_no_pass(facts: int) -> None:
     assert attacked(sampled([0] * facts, [[100, 0, 0]] * facts)).exit_code == 0
 
 
+def test_of_many_facts_whose_answers_are_nearly_all_named_there_is_a_figure() -> None:
+    named = sampled([100] * 38, [[100] * 3] * 34 + [[0] * 3] * 4)
+    found = gate(attacked(named), "attack, sampled answers: leak@100 over wrong answers, capital")
+    assert (found.value, found.status) == (pytest.approx(4 / 38), "passed")
+
+
 def test_of_free_text_every_answer_must_have_fitted() -> None:
     def left_out(count: int, wrong: list[list[int]]) -> str:
         attack = sampled([0] * 5, wrong)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gguf_forget.facts.schema import continuation
-from gguf_forget.verification.metrics import contains_any
+from gguf_forget.verification.metrics import contains_answer, contains_any
 from gguf_forget.verification.questions import Question
 from gguf_forget.verification.scores import FileScores, GroupKey
 from gguf_forget.words import names
@@ -62,7 +62,8 @@ def few_shot(questions: Sequence[Question], kept: Sequence[Question], *, shots: 
     result = []
     for question in questions:
         own_answers = _answers(question)
-        told = question.names()[0]
+        # A letter, or what the question itself holds, stands in every prompt: there it gives nothing away.
+        told = [name for name in question.names()[0] if len(name) > 1 and not contains_answer(question.prompt, name)]
         pool = [q for q, text, theirs in shown if own_answers.isdisjoint(theirs) and not contains_any(text, told)]
         if not pool:
             continue

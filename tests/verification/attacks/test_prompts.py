@@ -82,6 +82,18 @@ def test_no_example_gives_the_answer_away_by_another_name() -> None:
     assert [asked for kind, _, asked in prompt_attacks([named], kept) if kind == "few-shot"] == [[]]
 
 
+def test_letters_stand_in_every_prompt_and_give_nothing_away() -> None:
+    def lettered(text: str, letter: str, split: str) -> Question:
+        asked = question(text, letter, split=split)
+        return replace(asked, prompt=f"{text}\nA. red\nB. blue\nC. green\nAnswer:")
+
+    kept = [lettered(f"Which is {letter}?", letter, "retain") for letter in "ABC"]
+    (attacked,) = few_shot([lettered("Which?", "B", "forget")], kept)
+    assert "Answer: A" in attacked.prompt
+    assert "Answer: C" in attacked.prompt
+    assert "Answer: B" not in attacked.prompt
+
+
 def test_a_row_of_a_set_is_misspelt_in_its_own_words() -> None:
     items = (
         SetItem("r", "forget", text, f"Question: {text}\nAnswer:", "x", subject=subject)
