@@ -81,9 +81,10 @@ def readings(text: str) -> tuple[str, ...]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """:func:`readings` by which two names are one, spaces and all: of a text of signs alone, the signs.
+    """:func:`readings` of a name; two names are one where they have any in common.
 
-    A sign that makes another name of the same letters ("C++", "A-") is kept.
+    Signs that make another name of the same letters ("C++", "A-") become words. In scripts without spaces none is
+    left; of a text of signs alone the signs are.
     """
     plain = unicodedata.normalize("NFKC", text)
     signed = _SIGNED.sub(lambda found: "".join(_SIGNS[sign] for sign in found.group()), plain)

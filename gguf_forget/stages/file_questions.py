@@ -127,9 +127,9 @@ def _sources(joined: Sequence[Fact], sets: Sequence[Sequence[Fact]]) -> list[int
 
 
 def _is_facts_file(path: Path) -> bool:
-    """Whether a line has a key that only facts have, or every line is a fact with one ``prompt``.
+    """Whether a line has a key that only facts have, or every line would do as a fact with one ``prompt``.
 
-    A row of a set may have all keys of such a fact but not need them; as a fact it is asked about with candidates, too.
+    Such lines could be rows of a set as well; as facts they are ranked among all answers, which rows are not.
     """
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         return False
