@@ -73,10 +73,15 @@ class Gate:
 
     @property
     def bound(self) -> str:
-        """The bounds in words, as ``≤ 0.35`` or ``0.30 – 0.60``."""
-        if self.low is None:
-            return "none" if self.high is None else f"≤ {_digits(self.high)}"
-        return f"≥ {_digits(self.low)}" if self.high is None else f"{_digits(self.low)} – {_digits(self.high)}"
+        """The bounds in words, as ``≤ 0.35`` or ``0.3 – 0.6``."""
+        low = "" if self.low is None else _digits(self.low, lambda low: self._within(low, None))
+        high = "" if self.high is None else _digits(self.high, lambda high: self._within(None, high))
+        if low and high:
+            return f"{low} – {high}"
+        return f"≥ {low}" if low else f"≤ {high}" if high else "none"
+
+    def _within(self, low: float | None, high: float | None) -> bool:
+        return self.value is not None and within(self.value, low, high)
 
 
 @dataclass(frozen=True)
@@ -403,9 +408,14 @@ def shown(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 
-def _digits(bound: float) -> str:
-    """As many digits after the point as values are shown with, so that no value seems to be on the other side."""
-    return f"{bound:.3g}" if abs(bound) < 1 else f"{bound:.3f}".rstrip("0").rstrip(".")
+def _digits(bound: float, holds: Callable[[float], bool]) -> str:
+    """A bound with as many digits as values have, or as many more as let the same hold of it as is shown."""
+    words = (f"{bound:.{digits}g}" if abs(bound) < 1 else _decimals(bound, digits) for digits in range(3, 9))
+    return next((each for each in words if holds(float(each)) == holds(bound)), str(bound))
+
+
+def _decimals(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def _finite(value: float | None) -> float | None:

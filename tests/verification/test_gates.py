@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gguf_forget.verification.gates import EXIT_CODES, Gate, GateLimits, Verdict, conclude, judge
+from gguf_forget.report.terminal import gate_value
+from gguf_forget.verification.gates import EXIT_CODES, Gate, GateLimits, Verdict, bounded, conclude, judge, within
 from gguf_forget.verification.scores import FileScores, Item, RankTable, recompute
 
 LIMITS = GateLimits()
@@ -157,6 +158,28 @@ def test_a_bound_has_as_many_digits_as_the_values_beside_it() -> None:
     for low, high, words in bounds:
         assert Gate("a", "F16", 0.0, low, high, "passed", "").bound == words
     assert Gate("a", "F16", 0.0, 0.3, 0.6, "passed", "").bound == "0.3 – 0.6"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words"),
+    [
+        (1 / 6, None, 0.16657544, "≤ 0.1666"),  # "0.167, needed ≤ 0.167" would seem to hold
+        (0.1666, None, 0.16657544, "≤ 0.16658"),
+        (0.1665, None, 0.16657544, "≤ 0.167"),
+        (0.16657544, None, 0.16657544, "≤ 0.167"),
+        (0.3333, 1 / 3, 0.6, "0.33333 – 0.6"),
+        (1.02541, None, 1.0254, "≤ 1.025"),
+    ],
+)
+def test_a_bound_and_its_value_as_shown_compare_as_they_do(
+    value: float, low: float | None, high: float | None, words: str
+) -> None:
+    gate = bounded("a", "F16", value, low, high, "")
+    assert gate.bound == words
+    shown_low = None if low is None else float(words.split(" – ")[0])
+    shown_high = float(words.replace("≤ ", "").split(" – ")[-1])
+    shown = float(gate_value({"value": value, "low": low, "high": high}))
+    assert within(shown, shown_low, shown_high) == gate.passed
 
 
 @pytest.mark.parametrize(
