@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, what may not be written over, and hashes of files."""
+"""Files that appear whole or not at all, what may not be written over, where paths lead, and hashes of files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from typing import BinaryIO
 from gguf_forget.errors import InputError
 
 AT_ONCE = 16 << 20  # bytes
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, absolute and through all links.
+
+    A link that leads to itself stays, so that opening it is an OSError; ``Path.resolve`` raises RuntimeError for it
+    in Python 3.12 and before.
+    """
+    return Path(os.path.realpath(path))
 
 
 def check_output(destination: Path, sources: Iterable[Path] = ()) -> None:
@@ -44,7 +53,7 @@ def check_outputs(destinations: Iterable[Path | None], sources: Iterable[Path] =
             continue
         check_output(destination, sources)
         check_folder_writable(destination.parent)
-        place = destination.resolve()
+        place = real_path(destination)
         if place in taken:
             raise InputError(f"{destination} is named for two results", hint="give each one a name of its own")
         taken.add(place)
@@ -56,6 +65,8 @@ def check_folder_writable(folder: Path) -> None:
         there = folder.is_dir()
     except OSError as error:
         raise InputError(f"{folder} cannot be looked at", cause=str(error), hint="check the permissions") from error
+    if not there and os.path.lexists(folder):
+        raise InputError(f"{folder} is no directory, needed one to write in", hint="choose another place")
     if not there:
         raise InputError(f"no such directory: {folder}", hint="create it first")
     if not os.access(folder, os.W_OK | os.X_OK):

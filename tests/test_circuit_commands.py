@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -211,6 +212,31 @@ def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path)
     assert result.exit_code == 2
     assert "holds 'mine.txt', which no circuit's folder has" in result.stderr
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("out", "found"),
+    [
+        ("mine.txt", "is there and is no folder"),
+        ("loop", "is there and is no folder"),
+        ("mine.txt/new/out", "is no directory"),
+        ("loop/new", "is no directory"),
+        ("locked/new", "nothing can be written in"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, found: str, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("gguf_forget.stages.study.open_model", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))  # root may write anywhere
+    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "locked").mkdir()
+    result = invoke("attribute", folder / "model.gguf", folder / "facts.jsonl", "-o", tmp_path / out, *more)
+    assert result.exit_code == 2, result.output
+    assert found in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["locked", "loop", "mine.txt"]
 
 
 def test_a_circuits_folder_that_holds_anything_else_is_not_replaced(

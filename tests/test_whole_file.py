@@ -1,4 +1,4 @@
-"""Hashes of files, against numbers that others made."""
+"""Hashes of files, against numbers that others made; places for results."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def test_hashing_a_file_of_several_chunks(tmp_path: Path) -> None:
 def test_outputs_are_files_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     check_outputs((tmp_path / "a", None, tmp_path / "b"), [tmp_path / "in"])
     check_outputs((tmp_path / "in",))  # an earlier result
     for outputs, message in (
@@ -31,6 +32,7 @@ def test_outputs_are_files_of_their_own(tmp_path: Path) -> None:
         ((tmp_path / "a", tmp_path / "link"), "is one of the inputs"),
         ((tmp_path / "none" / "a",), "no such directory"),
         ((tmp_path,), "is a directory"),
+        ((tmp_path / "loop", tmp_path / "a", tmp_path / "loop"), "is named for two results"),
     ):
         with pytest.raises(InputError, match=message):
             check_outputs(outputs, [tmp_path / "in"])

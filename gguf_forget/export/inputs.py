@@ -19,6 +19,7 @@ from gguf_forget.export.scratch import scratch_directory
 from gguf_forget.export.template import has_plain_header, write_in_template
 from gguf_forget.llama.quantizer import least_bytes
 from gguf_forget.progress import Progress
+from gguf_forget.whole_file import real_path
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def as_ggufs(
             return out
 
         # Under its own name: where the directory says no other, that is what the converter calls the model.
-        linked = scratch / "source" / unlearned.resolve().name
+        linked = scratch / "source" / real_path(unlearned).name
         names = {linked: unlearned, **{out: path for path, out in converted.items()}}
         with _called(names):
             yield as_gguf(original, original), as_gguf(unlearned, original if original.is_dir() else unlearned)
@@ -181,7 +182,7 @@ def _with_weights_of(model: Path, weights: Path, out: Path) -> Path:
     files, index = chosen_weights(weights)
     kept = [f for f in model.iterdir() if f.is_file() and f.suffix not in _WEIGHTS and not f.match("*.index.json")]
     for file in (*kept, *files, *([] if index is None else [index])):
-        (out / file.name).symlink_to(file.resolve())
+        (out / file.name).symlink_to(real_path(file))
     return out
 
 

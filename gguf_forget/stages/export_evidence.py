@@ -18,7 +18,7 @@ from gguf_forget.llama.quantizer import quantize
 from gguf_forget.progress import Progress
 from gguf_forget.stages.evidence import EXPORT, list_moves, seal
 from gguf_forget.stages.machine import environment, tool_versions
-from gguf_forget.whole_file import check_folder_writable, sha256_file
+from gguf_forget.whole_file import check_folder_writable, real_path, sha256_file
 
 
 def check_folder(folder: Path, to_be_made: Path | None, others: Sequence[Path]) -> None:
@@ -32,7 +32,7 @@ def check_folder(folder: Path, to_be_made: Path | None, others: Sequence[Path]) 
         raise InputError(f"the evidence folder {folder} is a symbolic link", hint="give a free path")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"the evidence folder {folder} is there and not empty", hint="give a free path")
-    if folder.resolve() in {other.resolve() for other in others}:
+    if real_path(folder) in {real_path(other) for other in others}:
         raise InputError(f"the evidence folder {folder} is a place of the results as well", hint="give a free path")
 
 

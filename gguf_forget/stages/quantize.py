@@ -31,7 +31,7 @@ from gguf_forget.export.twin import export_twin, twin_path
 from gguf_forget.progress import Progress
 from gguf_forget.stages.export_evidence import check_folder, write_export_evidence
 from gguf_forget.stages.fit import FitData, FitOptions, fitter, plan_fit, read_fit_data
-from gguf_forget.whole_file import check_folder_writable, check_output, sha256_file
+from gguf_forget.whole_file import check_folder_writable, check_output, real_path, sha256_file
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _evidence(
     return write_export_evidence(
         pair.original,
         files,
-        {role: {"name": path.resolve().name, "sha256": digests[role]} for role, path in named.items()},
+        {role: {"name": real_path(path).name, "sha256": digests[role]} for role, path in named.items()},
         job.options,
         asked,
         scratch,

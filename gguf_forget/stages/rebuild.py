@@ -9,7 +9,7 @@ from gguf_forget.errors import EvaluationError, InputError
 from gguf_forget.export.moves import SUFFIX, MovesFile, check_stock, rebuild
 from gguf_forget.stages import evidence as bundle
 from gguf_forget.stages.recompute import CHANGED, MALFORMED, read_manifest
-from gguf_forget.whole_file import check_folder_writable, check_output, sha256_file
+from gguf_forget.whole_file import check_folder_writable, check_output, real_path, sha256_file
 
 
 def rebuild_file(stock: Path, evidence: Path, out: Path, *, dry_run: bool) -> dict[str, Any]:
@@ -41,14 +41,14 @@ def _check_out(out: Path, stock: Path, evidence: Path) -> None:
     folder = _folder_of(evidence)
     inside = [] if folder is None else [path for path in folder.rglob("*") if path.is_file()]
     check_output(out, [stock, evidence, *inside])
-    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+    if folder is not None and real_path(out).is_relative_to(real_path(folder)):
         raise InputError(f"{out} lies in the evidence folder {folder}", hint="choose a place outside it")
     check_folder_writable(out.parent)
 
 
 def _folder_of(evidence: Path) -> Path | None:
     """The evidence folder: the one given, or the one that the list of moves given lies in."""
-    for folder in (evidence, evidence.resolve().parent.parent):
+    for folder in (evidence, real_path(evidence).parent.parent):
         if (folder / bundle.MANIFEST).is_file():
             return folder
     return None

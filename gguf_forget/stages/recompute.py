@@ -22,7 +22,7 @@ from gguf_forget.stages import evidence as bundle
 from gguf_forget.stages.report import run_verdict
 from gguf_forget.verification.gates import GateLimits, Verdict
 from gguf_forget.verification.scores import FileScores
-from gguf_forget.whole_file import sha256_file
+from gguf_forget.whole_file import real_path, sha256_file
 
 CHANGED = "the evidence was changed after it was written, or is another version's"
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -59,7 +59,7 @@ def recompute(path: Path) -> Recomputed:
             hint=f"the evidence folder of a run holds {bundle.MANIFEST}",
         )
     verdict, inside = _of_run(folder)
-    _check_shipped(folder.resolve().parent / "export", inside["export"])
+    _check_shipped(real_path(folder).parent / "export", inside["export"])
     if path.is_file() and path.name != bundle.MANIFEST and report != inside:
         raise EvaluationError(f"{path} is not the report that the evidence in {folder} speaks of", hint=CHANGED)
     return Recomputed(verdict, inside, folder)

@@ -46,6 +46,7 @@ from gguf_forget.stages.circuit_evidence import (
     faithfulness_and_ablation,
 )
 from gguf_forget.stages.load import model_hash
+from gguf_forget.whole_file import check_folder_writable, real_path
 
 PATCHED_PAIRS = 16
 PICTURES = tuple(f"{name}.{ending}" for name in ("scores", "components", "faithfulness") for ending in ("png", "svg"))
@@ -97,7 +98,7 @@ def _paired(model: Path, facts: Path, section: AttributeSection) -> PairedFacts:
 
 def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str, Any]:
     """What :func:`study` would do: no weight is read, nothing is written. Raises the same errors for bad input."""
-    _refuse_foreign(out.resolve())
+    _refuse_foreign(real_path(out))
     shape = outline(model)
     section = _resolved(shape, options)
     wanted = check_budget(shape, section)
@@ -122,7 +123,7 @@ def study(model_path: Path, facts_path: Path, options: StudyOptions, out: Path, 
 
     ``out`` appears whole or not at all; what an earlier study left there is replaced, anything else is refused.
     """
-    out = out.resolve()
+    out = real_path(out)
     _refuse_foreign(out)
     paired = _paired(model_path, facts_path, options.section)
     paired.tell_unattributed(progress)
@@ -250,10 +251,12 @@ def _pictures(
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A study replaces its folder: never one that holds something else, nor the one that the user is in."""
+    """A study makes or replaces its folder: never one that holds something else, nor the one that the user is in."""
     if out == Path.cwd():
         raise InputError(f"{out} is the current folder, which cannot be replaced", hint="choose another folder with -o")
-    if not out.exists():
+    above = next(folder for folder in out.parents if os.path.lexists(folder))
+    check_folder_writable(above)  # now, not after minutes of work
+    if not os.path.lexists(out):
         return
     if not out.is_dir():
         raise InputError(f"{out} is there and is no folder", hint="choose another folder with -o")

@@ -70,6 +70,16 @@ def test_a_dry_run_refuses_what_the_real_one_does(
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_a_link_that_leads_to_itself_is_no_evidence(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    stock, _, _ = made
+    loop = tmp_path / "loop.npz"
+    loop.symlink_to(loop.name)
+    result = call("rebuild", stock, loop, "-o", tmp_path / "x.gguf")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {loop}"), result.stderr
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_a_place_beside_the_evidence_is_free(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     stock, shipped, evidence = made
     for given in (evidence, evidence / "moves" / "Q4_0.moves.npz"):
