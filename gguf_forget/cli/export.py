@@ -14,6 +14,7 @@ import click
 from gguf_forget.cli.common import common, guarded
 from gguf_forget.cli.quantize_options import quantize_options, read_quantize_options
 from gguf_forget.errors import InputError
+from gguf_forget.whole_file import real_path
 
 DEFAULT_TYPE = "Q4_K_M"
 
@@ -214,7 +215,7 @@ def destinations(unlearned: Path, out: Path, file_types: list[str], *, folder: b
         return {file_types[0]: out}
     if os.path.isfile(out):
         raise InputError(f"{out} is a file, needed a directory")
-    stem = os.path.basename(os.path.realpath(unlearned)).removesuffix(".gguf")
+    stem = real_path(unlearned).name.removesuffix(".gguf")
     return {kind: out / f"{stem}.{kind}.gguf" for kind in file_types}
 
 

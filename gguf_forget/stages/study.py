@@ -98,7 +98,7 @@ def _paired(model: Path, facts: Path, section: AttributeSection) -> PairedFacts:
 
 def plan(model: Path, facts: Path, options: StudyOptions, out: Path) -> dict[str, Any]:
     """What :func:`study` would do: no weight is read, nothing is written. Raises the same errors for bad input."""
-    _refuse_foreign(real_path(out))
+    _check_place(real_path(out))
     shape = outline(model)
     section = _resolved(shape, options)
     wanted = check_budget(shape, section)
@@ -124,7 +124,7 @@ def study(model_path: Path, facts_path: Path, options: StudyOptions, out: Path, 
     ``out`` appears whole or not at all; what an earlier study left there is replaced, anything else is refused.
     """
     out = real_path(out)
-    _refuse_foreign(out)
+    _check_place(out)
     paired = _paired(model_path, facts_path, options.section)
     paired.tell_unattributed(progress)
     progress.note(f"reading {model_path}")
@@ -250,12 +250,12 @@ def _pictures(
         )
 
 
-def _refuse_foreign(out: Path) -> None:
-    """A study makes or replaces its folder: never one that holds something else, nor the one that the user is in."""
+def _check_place(out: Path) -> None:
+    """Refuse, before minutes of work, a folder that cannot be made, holds something else, or is the current one."""
     if out == Path.cwd():
         raise InputError(f"{out} is the current folder, which cannot be replaced", hint="choose another folder with -o")
     above = next(folder for folder in out.parents if os.path.lexists(folder))
-    check_folder_writable(above)  # now, not after minutes of work
+    check_folder_writable(above)
     if not os.path.lexists(out):
         return
     if not out.is_dir():

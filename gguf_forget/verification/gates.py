@@ -409,7 +409,10 @@ def shown(value: float) -> str:
 
 
 def _digits(bound: float, holds: Callable[[float], bool]) -> str:
-    """A bound with as many digits as values have, or as many more as let the same hold of it as is shown."""
+    """A bound in three digits, or as many more as keep the value on its own side.
+
+    ``holds(bound)``: whether the value is within that bound alone; so it must be of the bound as it is shown.
+    """
     words = (f"{bound:.{digits}g}" if abs(bound) < 1 else _decimals(bound, digits) for digits in range(3, 9))
     return next((each for each in words if holds(float(each)) == holds(bound)), str(bound))
 
